@@ -1,0 +1,79 @@
+"""Parameter-efficient fine-tuning of convolutional networks, exact on every convolution.
+
+Every public name is loaded when it is first used, so that `convpeft --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from convpeft._version import __version__
+
+if TYPE_CHECKING:
+    from convpeft.adapters import Adapter, Branch, MethodInfo, list_methods, method_info
+    from convpeft.attachment import attach, detach, disabled, set_active
+    from convpeft.counting import Count, after_step, count, param_groups, penalty, trainable_parameters
+    from convpeft.errors import AdapterFileError, ConvpeftError, DataError, ModelError, OptionError, RunError
+    from convpeft.merging import merge, merged
+    from convpeft.models import from_adapter, load_model
+    from convpeft.sites import Site, select
+    from convpeft.storage import load, save
+    from convpeft.training import train
+
+_WHERE = {
+    "adapters": ("Adapter", "Branch", "MethodInfo", "list_methods", "method_info"),
+    "attachment": ("attach", "detach", "disabled", "set_active"),
+    "counting": ("Count", "after_step", "count", "param_groups", "penalty", "trainable_parameters"),
+    "errors": ("AdapterFileError", "ConvpeftError", "DataError", "ModelError", "OptionError", "RunError"),
+    "merging": ("merge", "merged"),
+    "models": ("from_adapter", "load_model"),
+    "sites": ("Site", "select"),
+    "storage": ("load", "save"),
+    "training": ("train",),
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "Adapter",
+    "AdapterFileError",
+    "Branch",
+    "ConvpeftError",
+    "Count",
+    "DataError",
+    "MethodInfo",
+    "ModelError",
+    "OptionError",
+    "RunError",
+    "Site",
+    "__version__",
+    "after_step",
+    "attach",
+    "count",
+    "detach",
+    "disabled",
+    "from_adapter",
+    "list_methods",
+    "load",
+    "load_model",
+    "merge",
+    "merged",
+    "method_info",
+    "param_groups",
+    "penalty",
+    "save",
+    "select",
+    "set_active",
+    "train",
+    "trainable_parameters",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'convpeft' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"convpeft.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,171 @@
+"""The adapter file on disk: written whole or not at all, and checked against its own description when read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from convpeft.errors import AdapterFileError
+from convpeft.fingerprints import tensor_digest
+
+FORMAT = "convpeft-adapter"
+FORMAT_VERSION = 1
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+_LARGEST_CONFIG = 64 * 2**20  # bytes; a thousand times what the largest network needs
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """What an adapter file holds, read and checked on its own, without a model."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def read_adapter(path: str | Path) -> AdapterFile:
+    """Read an adapter file and check it against its own description, without a model.
+
+    Raises:
+        AdapterFileError: If anything is missing, extra, mis-shaped or altered.
+    """
+    directory = find_adapter(path)
+    config = _read_config(directory / CONFIG)
+    try:
+        tensors = load_file(directory / WEIGHTS)
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise AdapterFileError(
+            f"{directory / WEIGHTS}: cannot be read ({one_line(error)}). Get the file again."
+        ) from None
+    digests = cast(dict[str, str], config["tensors"])
+    for problem, keys in (
+        ("lacks", digests.keys() - tensors.keys()),
+        ("has an extra", tensors.keys() - digests.keys()),
+    ):
+        if keys:
+            raise AdapterFileError(f"{directory / WEIGHTS} {problem} tensor {min(keys)!r}. Get the file again.")
+    for key, tensor in tensors.items():
+        if tensor_digest(tensor) != digests[key]:
+            raise AdapterFileError(
+                f"{directory / WEIGHTS}: tensor {key!r} is not the one that was saved. Get the file again."
+            )
+        if not torch.isfinite(tensor).all():
+            raise AdapterFileError(
+                f"{directory / WEIGHTS}: tensor {key!r} holds NaN or infinity. Train the adapter again."
+            )
+    return AdapterFile(directory, config, tensors)
+
+
+def find_adapter(path: str | Path) -> Path:
+    """The adapter's directory, given itself or a run's directory.
+
+    Raises:
+        AdapterFileError: If there is none.
+    """
+    given = Path(path)
+    for directory in (given, given / "adapter"):
+        if (directory / CONFIG).is_file():
+            return directory
+    raise AdapterFileError(
+        f"{given}: holds no adapter, expected a directory with {CONFIG} and {WEIGHTS}, or a run with one."
+    )
+
+
+def write_adapter(target: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
+    """Write description and tensors into a directory that appears whole or not at all.
+
+    Raises:
+        AdapterFileError: If the directory holds something else or cannot be written.
+    """
+    if target.exists() and (not target.is_dir() or any(f.name not in (CONFIG, WEIGHTS) for f in target.iterdir())):
+        raise AdapterFileError(f"{target}: exists and is not an adapter, so it is not replaced. Choose another path.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            save_file(dict(tensors), work / WEIGHTS, metadata={"format": "pt"})
+            (work / CONFIG).write_text(json.dumps(config, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+            for file in (work / WEIGHTS, work / CONFIG):
+                file.chmod(0o644)
+                with file.open("rb+") as handle:
+                    os.fsync(handle.fileno())
+            work.chmod(0o755)
+            if target.exists():
+                retired = work.with_name(f"{work.name}.old")
+                target.rename(retired)
+                work.rename(target)
+                shutil.rmtree(retired)
+            else:
+                work.rename(target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise AdapterFileError(
+            f"{target}: cannot be written ({one_line(error)}). Free space or choose another path."
+        ) from None
+    return target
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read the description and check the type of everything that is used."""
+    try:
+        if path.stat().st_size > _LARGEST_CONFIG:
+            raise ValueError(f"{path.stat().st_size} bytes are too many")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or config.get("format") != FORMAT:
+            raise ValueError(f"no {FORMAT} file")
+        if config.get("format_version") != FORMAT_VERSION:
+            found = config.get("format_version")
+            raise ValueError(f"format version {found!r}, this convpeft reads {FORMAT_VERSION}; upgrade convpeft")
+        _check_types(cast(dict[str, Any], config))
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterFileError(
+            f"{path}: is not a readable description ({one_line(error)}). Get the file again."
+        ) from None
+    return cast(dict[str, Any], config)
+
+
+def _check_types(config: dict[str, Any]) -> None:
+    expected: dict[str, type | tuple[type, ...]] = {
+        "method": str,
+        "options": dict,
+        "norm": str,
+        "num_classes": (int, type(None)),
+        "classes": (list, type(None)),
+        "preprocessing": (dict, type(None)),
+        "model": (dict, type(None)),
+        "parts": list,
+        "base": dict,
+        "tensors": dict,
+        "versions": dict,
+    }
+    for key, kind in expected.items():
+        if not isinstance(config.get(key, ...), kind):
+            raise ValueError(f"field {key!r} is missing or of the wrong type")
+    strings: list[Any] = [
+        *(config["classes"] or []),
+        config["base"].get("fingerprint"),
+        *config["tensors"].values(),
+    ]
+    if not all(isinstance(each, str) for each in strings) or not isinstance(config["base"].get("tensors"), dict):
+        raise ValueError("field 'classes', 'base' or 'tensors' holds a value of the wrong type")
+    for part in config["parts"]:
+        if not isinstance(part, dict) or not isinstance(part.get("path"), str) or not isinstance(part.get("part"), str):
+            raise ValueError("field 'parts' holds an entry without path or part")
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text without line breaks, at most 300 characters."""
+    return " ".join(str(error).split())[:300]

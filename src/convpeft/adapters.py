@@ -1,0 +1,243 @@
+"""What a method is: a map of one layer's weight and bias (Adapter), or a path beside layers (Branch)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import math
+import pkgutil
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from convpeft.errors import OptionError, nearest
+from convpeft.sites import Kind, Site
+
+NormPolicy = Literal["frozen", "adapt", "train"]
+Mergeable = Literal["always", "eval", "never"]
+
+METHODS: dict[str, type[Module]] = {}
+
+
+class Module(nn.Module):
+    """What Adapter and Branch share: the declarations that the generic functions read.
+
+    A subclass with `name="..."` is a method of that name; its keyword-only `__init__` arguments are its options.
+    """
+
+    method_name: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    mergeable: ClassVar[Mergeable] = "always"
+    additive: ClassVar[bool] = False  # the map adds something that does not depend on the weight
+    kinds: ClassVar[tuple[Kind, ...]] = ("conv", "linear")
+    default_sites: ClassVar[tuple[str, ...]] = ("conv", "linear")
+    default_exclude: ClassVar[tuple[str, ...]] = ("head",)
+    norm_policies: ClassVar[tuple[NormPolicy, ...]] = ("frozen", "adapt", "train")  # the first is the default
+    learning_rate: ClassVar[float] = 1e-3
+
+    def __init_subclass__(cls, *, name: str | None = None, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if name is not None:
+            cls.method_name = name
+            METHODS[name] = cls
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.site = site
+
+    @classmethod
+    def largest_rank(cls, site: Site) -> int | None:
+        """Largest rank at which the adapter is no larger than its layer; 0 if none, None without a rank."""
+        return None
+
+    def start(self, weight: Tensor, bias: Tensor | None, generator: torch.Generator | None) -> None:
+        """Fill the parameters so that the map is the identity."""
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups: `params`, and where they differ from the rest `lr_scale` and `weight_decay`."""
+        return [{"params": list(self.parameters(recurse=True))}]
+
+    def penalty(self) -> Tensor | None:
+        """Term that the method adds to the loss, if any."""
+        return None
+
+    def after_step(self) -> None:
+        """Work after each optimiser step, if any."""
+
+
+class Adapter(Module):
+    """Map `(weight, bias)` of one layer to new ones of the same shape and dtype; a bias may come into being.
+
+    `forward(weight, bias) -> (weight, bias)` with the weight as `(out, in/groups, *kernel)`, in float32 or wider.
+    An adapter knows nothing of names, files or merging; it is the identity after `start`.
+    """
+
+
+class Branch(Module):
+    """What is no map of one layer's weights: `forward(input, output) -> output` after the layer has run."""
+
+    mergeable: ClassVar[Mergeable] = "never"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method, as its signature and docstring state it."""
+
+    name: str
+    type: str
+    default: Any
+    description: str
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """The record of a method: everything `attach`, recipes, help and docs say about it."""
+
+    name: str
+    summary: str
+    paper: str
+    options: tuple[Option, ...]
+    mergeable: Mergeable
+    norm: NormPolicy
+    norm_policies: tuple[NormPolicy, ...]
+    default_sites: tuple[str, ...]
+    learning_rate: float
+
+
+def load_methods() -> Mapping[str, type[Module]]:
+    """Import every file of `convpeft.methods` and every installed entry point; return the registry."""
+    package = importlib.import_module("convpeft.methods")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    for entry in importlib.metadata.entry_points(group="convpeft.methods"):
+        entry.load()
+    return METHODS
+
+
+def list_methods() -> tuple[str, ...]:
+    """Names of all methods, sorted.
+
+    >>> "lora" in list_methods()
+    True
+    """
+    return tuple(sorted(load_methods()))
+
+
+def method_class(name: str) -> type[Module]:
+    """The class registered under a name.
+
+    Raises:
+        OptionError: If there is no such method.
+    """
+    methods = load_methods()
+    if name not in methods:
+        raise OptionError(f"method={name!r} does not exist. {nearest(name, methods)}")
+    return methods[name]
+
+
+def method_info(name: str) -> MethodInfo:
+    """Describe a method: options, mergeable, norm policy, paper.
+
+    Raises:
+        OptionError: If there is no such method.
+
+    >>> [option.name for option in method_info("lora").options][:2]
+    ['rank', 'alpha']
+    """
+    cls = method_class(name)
+    text = inspect.getdoc(cls) or ""
+    return MethodInfo(
+        name=name,
+        summary=text.split("\n", 1)[0],
+        paper=cls.paper,
+        options=tuple(
+            Option(parameter.name, _type_name(_hints(cls)[parameter.name]), parameter.default, described)
+            for parameter in _keyword_only(cls)
+            for described in [_describe(text, parameter.name)]
+        ),
+        mergeable=cls.mergeable,
+        norm=cls.norm_policies[0],
+        norm_policies=cls.norm_policies,
+        default_sites=cls.default_sites,
+        learning_rate=cls.learning_rate,
+    )
+
+
+def complete_options(cls: type[Module], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check options against a method's signature and fill in the defaults.
+
+    Raises:
+        OptionError: For an unknown name or a value of another type, with the nearest name or the type expected.
+    """
+    hints = _hints(cls)
+    known = {parameter.name: parameter.default for parameter in _keyword_only(cls)}
+    for name, value in options.items():
+        if name not in known:
+            tail = nearest(name, known) if known else "This method has no options."
+            raise OptionError(f"method {cls.method_name!r} has no option {name!r}. {tail}")
+        if not _is_a(value, hints[name]):
+            raise OptionError(
+                f"method {cls.method_name!r}: {name}={value!r} is not {_type_name(hints[name])}. "
+                f"Default: {known[name]!r}."
+            )
+    return known | dict(options)
+
+
+def check_positive(method: str, **numbers: float) -> None:
+    """Raise OptionError unless every number is finite and above 0."""
+    for name, value in numbers.items():
+        if not math.isfinite(value) or value <= 0:
+            raise OptionError(f"method {method!r}: {name}={value!r} is out of range, it must be above 0.")
+
+
+def _keyword_only(cls: type[Module]) -> list[inspect.Parameter]:
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return [parameter for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def _hints(cls: type[Module]) -> dict[str, Any]:
+    return get_type_hints(cls.__init__)
+
+
+def _describe(docstring: str, name: str) -> str:
+    """The description of one argument in a Google docstring, on one line."""
+    lines = docstring.splitlines()
+    for number, line in enumerate(lines):
+        if line.strip().startswith(f"{name}: "):
+            indent = len(line) - len(line.lstrip())
+            words = [line.strip().removeprefix(f"{name}: ")]
+            for following in lines[number + 1 :]:
+                if len(following) - len(following.lstrip()) <= indent or not following.strip():
+                    break
+                words.append(following.strip())
+            return " ".join(words)
+    return ""
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_is_a(value, part) for part in get_args(hint))
+    if hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
+
+
+def _type_name(hint: Any) -> str:
+    origin = get_origin(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in get_args(hint))
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type_name(part) for part in get_args(hint))
+    return "None" if hint is type(None) else str(getattr(hint, "__name__", hint))

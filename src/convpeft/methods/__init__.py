@@ -1,0 +1,1 @@
+"""One method a file; every file here is found by itself."""

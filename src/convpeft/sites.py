@@ -1,0 +1,296 @@
+"""Where an adapter can sit: the layers of a model, listed before anything changes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal, cast
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from convpeft.errors import ModelError, OptionError, nearest
+
+Kind = Literal["conv", "linear", "norm", "parameter", "block"]
+
+NORM_CLASSES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_STAGE = re.compile(r"(?:^|\.)(?:layers?|stages?|blocks?|features|denseblock|s)[._]?(\d+)(?=\.|$)")
+_SLOTS = "convpeft"  # the submodule that injection puts on an adapted layer
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place for one adapter.
+
+    `shape` is the weight's shape in the form every method sees, `(out, in/groups, *kernel)`, also for
+    transposed convolutions; `(out, in)` for a linear layer; the parameter's own shape otherwise.
+
+    Attributes:
+        path: Dotted path of the module inside the model; empty for the model itself.
+        kind: What the module is; `parameter` is one loose tensor of a module of any other class.
+        shape: Shape of the weight, see above; empty for a block.
+        groups: Groups of a convolution, else 1.
+        transposed: Whether the convolution is transposed.
+        bias: Whether the layer has a bias.
+        head: Whether this is the classifier.
+        stage: Number of the stage that the path belongs to, where the path tells.
+        last_stage: Whether that is the highest stage of the model.
+        tensor: Name of the tensor, `weight` for every layer.
+    """
+
+    path: str
+    kind: Kind
+    shape: tuple[int, ...]
+    groups: int = 1
+    transposed: bool = False
+    bias: bool = False
+    head: bool = False
+    stage: int | None = None
+    last_stage: bool = False
+    tensor: str = "weight"
+
+    @property
+    def out_channels(self) -> int:
+        """Number of output channels (first axis of `shape`)."""
+        return self.shape[0]
+
+    @property
+    def fan_in(self) -> int:
+        """Inputs of one output: in/groups times the kernel."""
+        return math.prod(self.shape[1:])
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Kernel size, one number a spatial axis; empty for a linear layer."""
+        return self.shape[2:]
+
+    @property
+    def tags(self) -> frozenset[str]:
+        """Every kind word that `include` and `exclude` match on this site."""
+        words = {self.kind}
+        if self.kind == "conv":
+            depthwise = self.shape[1] == 1 and self.groups > 1
+            words |= {"depthwise"} if depthwise else set()
+            words |= {"grouped"} if self.groups > 1 and not depthwise else set()
+            words |= {"pointwise"} if math.prod(self.kernel) == 1 else {"spatial"}
+            words |= {"transposed"} if self.transposed else set()
+        if self.head:
+            words.add("head")
+        if self.stage is not None:
+            words.add(f"stage:{self.stage}")
+        if self.last_stage:
+            words.add("stage:last")
+        return frozenset(words)
+
+    def matches(self, pattern: str) -> bool:
+        """Whether a kind word, a path, a path's beginning or a glob names this site."""
+        own = self.path if self.kind != "parameter" else f"{self.path}.{self.tensor}".lstrip(".")
+        return pattern in self.tags or own.startswith(f"{pattern}.") or fnmatchcase(own, pattern)
+
+    def describe(self) -> str:
+        """Name the site in an error message: `layer 'a.b' (depthwise, weight (32, 1, 3, 3))`."""
+        special = [word for word in ("depthwise", "grouped", "transposed") if word in self.tags]
+        return f"layer {self.path!r} ({', '.join([*special, self.kind])}, {self.tensor} {self.shape})"
+
+
+def canonical_shape(layer: nn.Module) -> tuple[int, ...]:
+    """Shape of a layer's weight as methods see it, `(out, in/groups, *kernel)`."""
+    shape = tuple(cast(nn.Parameter, layer._parameters["weight"]).shape)
+    if isinstance(layer, _ConvTransposeNd):
+        return (layer.out_channels, layer.in_channels // layer.groups, *shape[2:])
+    return shape
+
+
+def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module of the model with its path, each once, without what adapters added."""
+    for path, module in model.named_modules():
+        if _SLOTS not in path.split("."):
+            yield path, module
+
+
+def find_head(model: nn.Module, head: str = "auto") -> str | None:
+    """Path of the classifier: the last Linear or 1x1 convolution, or what the model itself says.
+
+    Args:
+        model: Any classifier.
+        head: `auto`, or the path of the layer.
+
+    Returns:
+        The path, or None when `auto` finds no Linear and no 1x1 convolution.
+
+    Raises:
+        OptionError: If `head` names no Linear and no 1x1 convolution of the model.
+    """
+    layers = {path: module for path, module in walk(model) if _can_be_head(module)}
+    if head != "auto":
+        if head not in layers:
+            tail = nearest(head, list(layers)[-8:])
+            raise OptionError(f"head={head!r} is not a Linear or 1x1 convolution of this model. {tail}")
+        return head
+    get_classifier = getattr(model, "get_classifier", None)  # timm's own answer, where there is one
+    if callable(get_classifier):
+        said = get_classifier()
+        for path, module in layers.items():
+            if module is said:
+                return path
+    return next(reversed(layers), None)
+
+
+def all_sites(model: nn.Module, *, head: str = "auto") -> tuple[Site, ...]:
+    """Every site of the model: convolutions, linear layers, norms and loose parameters, in order."""
+    head_path = find_head(model, head)
+    modules = list(walk(model))
+    stages = {path: _stage(path) for path, _ in modules}
+    last = max((stage for stage in stages.values() if stage is not None), default=None)
+    sites: list[Site] = []
+    for path, module in modules:
+        kind = kind_of(module)
+        common: dict[str, Any] = {
+            "stage": stages[path],
+            "last_stage": last is not None and stages[path] == last,
+        }
+        if kind in ("conv", "linear", "norm") and module._parameters.get("weight") is not None:
+            sites.append(
+                Site(
+                    path,
+                    kind,
+                    canonical_shape(module),
+                    groups=int(getattr(module, "groups", 1)) if kind == "conv" else 1,
+                    transposed=isinstance(module, _ConvTransposeNd),
+                    bias=module._parameters.get("bias") is not None,
+                    head=path == head_path,
+                    **common,
+                )
+            )
+        elif kind == "parameter":
+            sites += [
+                Site(path, kind, tuple(tensor.shape), tensor=name, **common)
+                for name, tensor in module._parameters.items()
+                if tensor is not None
+            ]
+    return tuple(sites)
+
+
+def kind_of(module: nn.Module) -> Kind:
+    """What a module is to an adapter; anything that is no known layer holds loose parameters."""
+    if isinstance(module, _ConvNd):
+        return "conv"
+    if isinstance(module, nn.Linear):
+        return "linear"
+    return "norm" if isinstance(module, NORM_CLASSES) else "parameter"
+
+
+def select(
+    model: nn.Module,
+    include: Sequence[str] | str | None = None,
+    exclude: Sequence[str] | str | None = None,
+    *,
+    head: str = "auto",
+) -> tuple[Site, ...]:
+    """List the sites that `include` names and `exclude` does not; nothing is changed.
+
+    Args:
+        model: The network.
+        include: Paths, globs of paths (`layer4.*.conv1`) and kind words (`conv`, `linear`, `norm`, `parameter`,
+            `depthwise`, `grouped`, `pointwise`, `spatial`, `transposed`, `head`, `stage:3`, `stage:last`).
+            Default: every convolution and linear layer except the head.
+        exclude: The same words; what they name is left out.
+        head: Path of the classifier, or `auto`.
+
+    Returns:
+        The sites in the order of the model's modules.
+
+    Raises:
+        OptionError: If a pattern names nothing.
+
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2))
+    >>> [site.path for site in select(net)]
+    ['0']
+    >>> [site.path for site in select(net, include=["norm", "head"])]
+    ['1', '3']
+    """
+    sites = all_sites(model, head=head)
+    if include is not None:
+        return choose(sites, include, exclude)
+    return choose(sites, ("conv", "linear"), exclude, without=("head",), lenient=True)
+
+
+def choose(
+    sites: Sequence[Site],
+    include: Sequence[str] | str,
+    exclude: Sequence[str] | str | None,
+    *,
+    without: Sequence[str] = (),
+    lenient: bool = False,
+) -> tuple[Site, ...]:
+    """Filter sites by patterns; a pattern that names nothing is an error (`lenient`: unless it is in `include`)."""
+    wanted, unwanted = _as_tuple(include), _as_tuple(exclude or ())
+    for where, patterns in (("include", () if lenient else wanted), ("exclude", unwanted)):
+        for pattern in patterns:
+            if not any(site.matches(pattern) for site in sites):
+                known = {site.path for site in sites} | {word for site in sites for word in site.tags}
+                tail = nearest(pattern, known) if len(known) <= 40 else _short(pattern, known)
+                raise OptionError(f"{where}={pattern!r} names no layer of this model. {tail}")
+    unwanted += tuple(without)
+    return tuple(
+        site
+        for site in sites
+        if any(site.matches(pattern) for pattern in wanted) and not any(site.matches(p) for p in unwanted)
+    )
+
+
+def refuse_unsupported(model: nn.Module, sites: Sequence[Site]) -> None:
+    """Raise for models and layers on which an adapter would be silently wrong.
+
+    Raises:
+        ModelError: For a TorchScript model, a DataParallel wrapper, a lazy, parametrized or weight-normed layer.
+    """
+    import torch
+
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "the model is TorchScript, whose layers cannot be adapted. Attach before scripting or tracing."
+        )
+    if isinstance(model, nn.DataParallel):
+        raise ModelError("the model is wrapped in DataParallel, which sets weights itself. Attach to `model.module`.")
+    for path, module in walk(model):
+        if isinstance(module, LazyModuleMixin) and cast(Any, module).has_uninitialized_params():
+            raise ModelError(f"layer {path!r} is lazy and has no shape yet. Run one forward pass before attaching.")
+        if kind_of(module) in ("conv", "linear") and "weight" not in module._parameters:
+            raise ModelError(
+                f"layer {path!r} ({type(module).__name__}) computes its weight (parametrized, weight-normed, pruned). "
+                "Remove that first, for example with torch.nn.utils.parametrize.remove_parametrizations."
+            )
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    for site in sites:
+        if site.kind in ("parameter", "block") and isinstance(model.get_submodule(site.path), containers):
+            raise ModelError(f"{site.path!r} is a container that runs all its children; name a layer inside it.")
+
+
+def _can_be_head(module: nn.Module) -> bool:
+    if isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd):
+        return module.groups == 1 and math.prod(module.kernel_size) == 1
+    return isinstance(module, nn.Linear)
+
+
+def _stage(path: str) -> int | None:
+    found = _STAGE.search(path)
+    return int(found.group(1)) if found else None
+
+
+def _as_tuple(patterns: Sequence[str] | str) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def _short(pattern: str, known: set[str]) -> str:
+    """Offer the nearest few of many names."""
+    import difflib
+
+    close = difflib.get_close_matches(pattern, sorted(known), n=5, cutoff=0.3) or sorted(known)[:5]
+    return f"Near it: {', '.join(close)}; `convpeft.select(model)` lists them all."

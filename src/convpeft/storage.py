@@ -1,0 +1,234 @@
+"""Save an adapter with all that it relies on, and load it on the base it was made for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from convpeft._version import __version__
+from convpeft.adapter_file import FORMAT, FORMAT_VERSION, AdapterFile, one_line, read_adapter, write_adapter
+from convpeft.adapters import Module, complete_options, method_class
+from convpeft.attachment import Part, install, known_name, require_state
+from convpeft.errors import AdapterFileError, ConvpeftError, OptionError
+from convpeft.fingerprints import fingerprint, tensor_digest
+from convpeft.heads import FreshHead
+from convpeft.injection import Attached, NormStatistics, State, adapted_layers, slots_of, state_of
+from convpeft.norms import norms_with_statistics, verify_norms
+from convpeft.sites import Site, all_sites
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Describes(Protocol):
+    """What can be written into the description: model source and preprocessing."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        ...
+
+
+def save(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    name: str = "default",
+    classes: Sequence[str] | None = None,
+    preprocessing: Describes | None = None,
+) -> Path:
+    """Write one adapter as a directory; it appears whole or not at all. Equal adapters give equal bytes.
+
+    Args:
+        model: A model with adapters.
+        path: Directory to write; an adapter that is there is replaced, anything else is not touched.
+        name: Which adapter.
+        classes: Class names in the order of the outputs. Default: what an earlier file or training told.
+        preprocessing: How images become inputs. Default: what `load_model` knows.
+
+    Returns:
+        The directory.
+
+    Raises:
+        OptionError: If the name is not attached or the number of classes is not that of the head.
+        ModelError: If nothing is attached, or a frozen norm was replaced by a live one.
+        AdapterFileError: If a tensor is not finite, or the directory holds something else or cannot be written.
+    """
+    state = require_state(model)
+    verify_norms(model)
+    record = state.names[known_name(state, name)]
+    names = record.classes if classes is None else tuple(str(each) for each in classes)
+    if names is not None and record.num_classes is not None and len(names) != record.num_classes:
+        raise OptionError(f"classes: expected {record.num_classes} names, one an output of the head, got {len(names)}.")
+    record.classes = names
+    tensors: dict[str, Tensor] = {}
+    parts: list[dict[str, Any]] = []
+    for layer_path, layer in adapted_layers(model):
+        for label, part in slots_of(layer).parts(name):
+            parts.append(_describe_part(layer_path, label, part))
+            for key, value in part.state_dict().items():
+                tensors[f"{layer_path}:{label}.{key}"] = value.detach().to("cpu").contiguous()
+    for key, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise AdapterFileError(f"tensor {key!r} holds NaN or infinity and is not saved. Lower the learning rate.")
+    total, each = fingerprint(model)
+    source = cast(Describes | None, model.__dict__.get("_convpeft_source"))
+    described = preprocessing or cast(Describes | None, model.__dict__.get("_convpeft_preprocessing"))
+    config = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "method": record.method,
+        "options": record.options,
+        "norm": record.norm,
+        "num_classes": record.num_classes,
+        "classes": None if names is None else list(names),
+        "preprocessing": None if described is None else described.to_dict(),
+        "model": None if source is None else source.to_dict(),
+        "parts": parts,
+        "base": {"fingerprint": total, "tensors": each},
+        "tensors": {key: tensor_digest(value) for key, value in sorted(tensors.items())},
+        "versions": {"convpeft": __version__, "torch": torch.__version__},
+    }
+    return write_adapter(Path(path), config, tensors)
+
+
+def load(model: Model, path: str | Path, *, name: str | None = None, force: bool = False) -> Model:
+    """Put a saved adapter on the base it was made for, in place.
+
+    Args:
+        model: The base.
+        path: The adapter's directory, or a run's directory that holds one.
+        name: What to call it. Default: `default`.
+        force: Load onto a base with another fingerprint all the same, with a warning.
+
+    Returns:
+        The same model, the adapter active on it.
+
+    Raises:
+        AdapterFileError: If the file is missing, damaged or made for another base. The model is unchanged then.
+        OptionError: If the name is in use.
+    """
+    file = read_adapter(path)
+    state = state_of(model) or State()
+    label = name if name is not None else "default"
+    if label in state.names:
+        raise OptionError(f"name={label!r} is in use on this model. Give another name=... to convpeft.load.")
+    _check_base(model, file, force=force)
+    record, parts = _rebuild_parts(model, file)
+    install(model, state, label, record, parts)
+    return model
+
+
+def _describe_part(path: str, label: str, part: nn.Module) -> dict[str, Any]:
+    described: dict[str, Any] = {"path": path, "part": label}
+    if isinstance(part, Module):
+        site = part.site
+        described |= {"shape": list(site.shape), "groups": site.groups, "transposed": site.transposed}
+    return described
+
+
+def _check_base(model: nn.Module, file: AdapterFile, *, force: bool) -> None:
+    found, tensors = fingerprint(model)
+    expected = file.config["base"]["fingerprint"]
+    if found == expected:
+        return
+    recorded: dict[str, Any] = file.config["base"]["tensors"]
+    differing = [name for name in tensors if recorded.get(name) != tensors[name]] + sorted(
+        recorded.keys() - tensors.keys()
+    )
+    detail = (
+        f"{len(differing)} of {len(recorded | tensors)} tensors differ, first {differing[0]!r}" if differing else ""
+    )
+    message = f"{file.path}: made for the base {expected[:16]}, this model is {found[:16]} ({detail})."
+    if not force:
+        raise AdapterFileError(f"{message} Load the weights it was trained on, or force=True.")
+    warnings.warn(
+        f"{message} Loaded all the same, because force=True: results are not those of the adapter.",
+        stacklevel=3,
+    )
+
+
+def _rebuild_parts(model: nn.Module, file: AdapterFile) -> tuple[Attached, list[Part]]:
+    config = file.config
+    try:
+        cls = method_class(config["method"])
+        given: dict[str, Any] = dict(config["options"])
+        policy = given.pop("rank_policy", "clamp")
+        options = complete_options(cls, given)
+        sites = {(site.path, site.tensor): site for site in all_sites(model)}
+        statistics = {path for path, _ in norms_with_statistics(model)}
+        parts: list[Part] = []
+        for described in config["parts"]:
+            parts.append(_rebuild_part(model, file, described, sites, statistics, cls, options))
+        used = [f"{path}:{label}.{key}" for path, label, part in parts for key in part.state_dict()]
+        extra = sorted(file.tensors.keys() - set(used))
+        if extra or len(used) != len(file.tensors):
+            raise AdapterFileError(f"tensor {(extra or used)[0]!r} belongs to no layer or to two. Get the file again.")
+        record = Attached(
+            config["method"],
+            options | {"rank_policy": policy},
+            config["norm"],
+            None if config["classes"] is None else tuple(config["classes"]),
+            config["num_classes"],
+            cls.learning_rate,
+        )
+    except (ConvpeftError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise AdapterFileError(f"{file.path}: {one_line(error)}") from None
+    return record, [(path, label.partition("@")[0], part) for path, label, part in parts]
+
+
+def _rebuild_part(
+    model: nn.Module,
+    file: AdapterFile,
+    described: Mapping[str, Any],
+    sites: Mapping[tuple[str, str], Site],
+    statistics: set[str],
+    cls: type[Module],
+    options: Mapping[str, Any],
+) -> Part:
+    path, label = described["path"], described["part"]
+    kind, _, tensor = label.partition("@")
+    if kind == "norm" and path in statistics:
+        part: Module | NormStatistics = NormStatistics(model.get_submodule(path))
+    else:
+        site = sites.get((path, tensor or "weight"))
+        if site is None:
+            raise AdapterFileError(
+                f"the model has no layer {path!r} that an adapter could sit on. Load the right base."
+            )
+        if [list(site.shape), site.groups, site.transposed] != [
+            described.get(k) for k in ("shape", "groups", "transposed")
+        ]:
+            raise AdapterFileError(
+                f"made for another {site.describe()}: shape {described.get('shape')}. Load the right base."
+            )
+        if kind == "head":
+            part = FreshHead(site, num_classes=file.config["num_classes"])
+        elif kind == "full" and kind != cls.method_name:
+            part = method_class("full")(site)
+        elif kind == cls.method_name:
+            part = cls(site, **options)
+        else:
+            raise AdapterFileError(f"part {label!r} at {path!r} is of no known kind. Upgrade convpeft.")
+    _fill(part, f"{path}:{label}.", file.tensors)
+    device = next(iter(model.get_submodule(path).parameters(recurse=False)), torch.empty(0)).device
+    return path, label, part.to(device=device)
+
+
+def _fill(part: nn.Module, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+    """Take a part's tensors from the file, in the file's dtype; names and shapes have to agree."""
+    for key, own in part.state_dict().items():
+        found = tensors.get(prefix + key)
+        if found is None:
+            raise AdapterFileError(f"tensor {prefix + key!r} is missing. Get the file again.")
+        if found.shape != own.shape or found.is_floating_point() != own.is_floating_point():
+            raise AdapterFileError(
+                f"tensor {prefix + key!r}: expected shape {tuple(own.shape)}, got {tuple(found.shape)}. Get the file again."
+            )
+    floats = [value.dtype for key, value in tensors.items() if key.startswith(prefix) and value.is_floating_point()]
+    if floats:
+        part.to(dtype=floats[0])
+    part.load_state_dict({key: tensors[prefix + key] for key in part.state_dict()}, strict=True)
