@@ -12,7 +12,7 @@ from convpeft._version import __version__
 
 if TYPE_CHECKING:
     from convpeft.adapters import Adapter, Branch, MethodInfo, list_methods, method_info
-    from convpeft.attachment import attach, detach, disabled, set_active
+    from convpeft.attachment import attach, detach, disabled, old_head, set_active
     from convpeft.counting import Count, after_step, count, param_groups, penalty, trainable_parameters
     from convpeft.errors import AdapterFileError, ConvpeftError, DataError, ModelError, OptionError, RunError
     from convpeft.merging import merge, merged
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "adapters": ("Adapter", "Branch", "MethodInfo", "list_methods", "method_info"),
-    "attachment": ("attach", "detach", "disabled", "set_active"),
+    "attachment": ("attach", "detach", "disabled", "old_head", "set_active"),
     "counting": ("Count", "after_step", "count", "param_groups", "penalty", "trainable_parameters"),
     "errors": ("AdapterFileError", "ConvpeftError", "DataError", "ModelError", "OptionError", "RunError"),
     "merging": ("merge", "merged"),
@@ -59,6 +59,7 @@ __all__ = [
     "merge",
     "merged",
     "method_info",
+    "old_head",
     "param_groups",
     "penalty",
     "save",

@@ -1,8 +1,9 @@
 """Make torchvision importable beside a torch that its compiled operators do not fit.
 
-torchvision's compiled operators need CUDA libraries; beside a CPU build of torch they are not loaded, and the import then
-stops with ``operator torchvision::nms does not exist`` (pytorch/vision#9085, pytorch/pytorch#122494). Declaring the two
-missing schemas is enough: models and transforms work, and ``nms`` itself still raises its own clear error when it is called.
+torchvision's compiled operators need CUDA libraries; beside a CPU build of torch they are not loaded, and the
+import then stops with ``operator torchvision::nms does not exist`` (pytorch/vision#9085, pytorch/pytorch#122494).
+Declaring the two missing schemas is enough: models and transforms work, and ``nms`` itself still raises its own
+clear error when it is called.
 
 Import this module before anything that imports torchvision: timm, torchmetrics, torchvision itself.
 """

@@ -13,12 +13,13 @@ from convpeft.adapters import Adapter, Module, NormPolicy, complete_options, met
 from convpeft.errors import ModelError, OptionError, nearest
 from convpeft.heads import FreshHead
 from convpeft.injection import (
-    SLOTS,
+    HEAD,
     AdaptedLayer,
     Attached,
     NormStatistics,
     State,
     adapted_layers,
+    effective,
     part_label,
     restore,
     slots_of,
@@ -103,7 +104,7 @@ def attach(
     parts = [part for part in parts if _has_tensors(part[2])]
     parts += [(site.path, "full", Full(site)) for site in whole]
     if replaced is not None and num_classes is not None:
-        parts.append((replaced.path, "head", FreshHead(replaced, num_classes=num_classes)))
+        parts.append((replaced.path, HEAD, FreshHead(replaced, num_classes=num_classes)))
     if not parts:
         raise OptionError(
             f"method {method!r} finds no layer to adapt in this model. "
@@ -166,6 +167,17 @@ def disabled(model: nn.Module) -> Generator[None]:
         yield
     finally:
         state.active = before
+
+
+@contextlib.contextmanager
+def old_head(model: nn.Module) -> Generator[None]:
+    """Inside this block the base's own classifier sits on the adapted features: what is left of the old task."""
+    state = require_state(model)
+    before, state.old_head = state.old_head, True
+    try:
+        yield
+    finally:
+        state.old_head = before
 
 
 def install(model: nn.Module, state: State, name: str, record: Attached, parts: Sequence[Part]) -> None:
@@ -281,11 +293,20 @@ def _has_tensors(part: nn.Module) -> bool:
 
 def _start(part: Module, layer: nn.Module, generator: torch.Generator | None) -> None:
     """Give a new part its dtype, its starting values and its device, and check what it promises."""
-    tensor = cast(torch.Tensor, layer._parameters[part.site.tensor])
-    dtype = torch.promote_types(tensor.dtype, torch.float32)
-    weight = to_canonical(tensor.detach(), part.site).to("cpu", dtype)
-    bias = layer._parameters.get("bias") if part.site.bias else None
-    bias = None if bias is None else bias.detach().to("cpu", dtype)
+    own = cast(torch.Tensor, layer._parameters[part.site.tensor])
+    dtype = torch.promote_types(own.dtype, torch.float32)
+    with torch.no_grad():  # on top of active adapters the start is what they make of the layer
+        if isinstance(layer, AdaptedLayer):
+            tensor, bias = effective(layer, part.site.tensor)
+        else:
+            tensor, bias = own, layer._parameters.get("bias") if part.site.bias else None
+    if tensor.shape != own.shape and not isinstance(part, FreshHead):
+        raise ModelError(
+            f"{part.site.describe()}: an active adapter has replaced this layer by one of shape {tuple(tensor.shape)}. "
+            "Give num_classes=... for a head of its own, or leave this layer out."
+        )
+    weight = to_canonical(tensor, part.site).to("cpu", dtype)
+    bias = None if bias is None else bias.to("cpu", dtype)
     part.to(dtype=dtype)
     part.start(weight, bias, generator)
     if isinstance(part, Adapter):
@@ -296,7 +317,4 @@ def _start(part: Module, layer: nn.Module, generator: torch.Generator | None) ->
                 f"method {part.method_name!r} maps {part.site.describe()} to a weight of shape {tuple(shape)}. "
                 "An Adapter keeps the shape; a method that cannot is a Branch."
             )
-    part.to(device=tensor.device)
-
-
-__all__ = ["SLOTS", "AdaptedLayer", "attach", "detach", "disabled", "set_active"]
+    part.to(device=own.device)

@@ -24,6 +24,7 @@ from convpeft.errors import ModelError
 from convpeft.sites import Site, kind_of, walk
 
 SLOTS = "convpeft"  # name of the submodule that holds a layer's adapters
+HEAD = "head"  # the part that replaces the classifier
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 _joint = threading.local()  # effective (weight, bias) of the layers whose forward is running in this thread
@@ -48,6 +49,7 @@ class State:
 
     names: dict[str, Attached] = field(default_factory=dict[str, Attached])
     active: tuple[str, ...] = ()
+    old_head: bool = False  # leave fresh heads out: the base's classifier on the adapted features
     trainable_before: list[nn.Parameter] = field(default_factory=list[nn.Parameter])
 
 
@@ -57,7 +59,7 @@ class NormStatistics(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         for name in STATISTICS:
-            value = layer._buffers.get(name)
+            value = getattr(layer, name, None)  # those of the adapters below, where there are any
             self.register_buffer(name, None if value is None else value.detach().clone())
 
 
@@ -87,8 +89,9 @@ class Slots(nn.Module):
     def active(self, names: tuple[str, ...] | None = None) -> Iterator[nn.Module]:
         """Parts that act now (or those of `names`), in the order of composition."""
         for name in self.state.active if names is None else names:
-            for _, module in self.parts(name):
-                yield module
+            for part, module in self.parts(name):
+                if names is not None or not (self.state.old_head and part == HEAD):
+                    yield module
 
 
 class AdaptedLayer(nn.Module):

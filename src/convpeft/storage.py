@@ -226,7 +226,8 @@ def _fill(part: nn.Module, prefix: str, tensors: Mapping[str, Tensor]) -> None:
             raise AdapterFileError(f"tensor {prefix + key!r} is missing. Get the file again.")
         if found.shape != own.shape or found.is_floating_point() != own.is_floating_point():
             raise AdapterFileError(
-                f"tensor {prefix + key!r}: expected shape {tuple(own.shape)}, got {tuple(found.shape)}. Get the file again."
+                f"tensor {prefix + key!r}: expected shape {tuple(own.shape)}, got {tuple(found.shape)}. "
+                "Get the file again."
             )
     floats = [value.dtype for key, value in tensors.items() if key.startswith(prefix) and value.is_floating_point()]
     if floats:

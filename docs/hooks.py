@@ -1,0 +1,107 @@
+"""Write the pages that have their source elsewhere: the README, the methods, the public names."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+import convpeft
+from convpeft.adapters import MethodInfo, load_methods, method_info
+
+COPIED = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages to those of the folder, and put all in order; called by mkdocs."""
+    for path, text in _pages():
+        files.append(File.generated(config, path, content=text))
+    paths = sorted(file.src_uri for file in files.documentation_pages())
+    config.nav = [
+        {"Home": "index.md"},
+        "concepts.md",
+        {"Methods": _folder("methods", paths)},
+        "reference.md",
+        {"Results": _folder("results", paths)},
+        "contributing.md",
+        "changelog.md",
+    ]
+    return files
+
+
+def _folder(name: str, paths: list[str]) -> list[str]:
+    """Return the pages of a folder, its index first."""
+    return sorted((path for path in paths if path.startswith(f"{name}/")), key=lambda path: "/index." not in path)
+
+
+def _copied_page(name: str) -> str:
+    """Read a page of the repository's root, with its links as they are inside the site."""
+    text = (Path(__file__).parents[1] / name).read_text(encoding="utf-8")
+    text = text.replace("](docs/", "](")
+    return re.sub(r"\]\((\w+\.md)\)", lambda link: f"]({COPIED.get(link[1], link[1])})", text)
+
+
+def _pages() -> Iterator[tuple[str, str]]:
+    yield from ((page, _copied_page(name)) for name, page in COPIED.items())
+    methods = load_methods()
+    records = [method_info(name) for name in sorted(methods)]
+    yield "methods/index.md", _method_table(records)
+    for record in records:
+        cls = methods[record.name]
+        yield f"methods/{record.name}.md", _method_page(record, f"{cls.__module__}.{cls.__qualname__}")
+    yield "reference.md", _reference()
+
+
+def _method_table(records: list[MethodInfo]) -> str:
+    rows = [
+        f"| [`{record.name}`]({record.name}.md) | {record.summary} | {record.mergeable} | {record.norm} |"
+        for record in records
+    ]
+    head = ["| method | what it does | merges | norm policy |", "|---|---|---|---|"]
+    introduction = (
+        "Every method is one file in `convpeft/methods`. Its page is made from that file. "
+        "What the columns mean is in [Concepts](../concepts.md)."
+    )
+    return "\n".join(["# Methods", "", introduction, "", *head, *rows, ""])
+
+
+def _method_page(record: MethodInfo, identifier: str) -> str:
+    options = "".join(f" --set method.{option.name}={option.default}" for option in record.options[:1])
+    facts = {
+        "Merges": record.mergeable,
+        "Norm policies": ", ".join(f"`{policy}`" for policy in record.norm_policies) + " (the first is the default)",
+        "Sites": ", ".join(f"`{word}`" for word in record.default_sites) or "none",
+        "Learning rate": f"{record.learning_rate:g}",
+        "Paper": record.paper or "none",
+    }
+    return "\n".join(
+        [
+            f"# {record.name}",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in facts.items()),
+            "",
+            "```bash",
+            f"convpeft train --model MODEL --data DATA --method {record.name}{options} --out RUN",
+            "```",
+            "",
+            f"::: {identifier}",
+            "",
+        ]
+    )
+
+
+def _reference() -> str:
+    """One entry a public name, at the place where it is defined."""
+    entries: list[str] = []
+    for name in sorted(getattr(convpeft, "__all__", ())):
+        thing = getattr(convpeft, name)
+        if inspect.isfunction(thing) or inspect.isclass(thing):
+            entries += [f"::: {thing.__module__}.{thing.__qualname__}", ""]
+    introduction = "Everything below can be imported from `convpeft` itself; the rest of the package is private."
+    return "\n".join(["# Reference", "", introduction, "", *entries])

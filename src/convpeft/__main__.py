@@ -1,0 +1,5 @@
+"""`python -m convpeft`."""
+
+from convpeft.cli import main
+
+main()

@@ -1,0 +1,260 @@
+"""The command line: parse, call, print. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from convpeft._version import __version__
+from convpeft.catalog import read_catalog
+from convpeft.errors import ConvpeftError, OptionError, nearest
+
+app = typer.Typer(
+    help="Parameter-efficient fine-tuning of convolutional networks: from a folder of images to a small adapter.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer brings its own click and exports no name for this one
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or an adapter's.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Weights = Annotated[Path | None, typer.Option(help="The base's weights, a .safetensors or .pth file.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"convpeft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(  # pyright: ignore[reportUnusedFunction] - typer registers it
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _method_help() -> str:
+    listed = "; ".join(
+        f"{entry.name} ({', '.join('--' + option.replace('_', '-') for option in entry.options) or 'no options'})"
+        for entry in read_catalog()
+    )
+    return f"Options of the methods: {listed}. `convpeft methods` says more."
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog=_method_help(),
+    no_args_is_help=True,
+)
+def train(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option(help="Base network, for example timm/resnet18.a1_in1k.")] = None,
+    data: Annotated[str | None, typer.Option(help="Images, for example folder:PATH; see `convpeft datasets`.")] = None,
+    method: Annotated[str | None, typer.Option(help="Method; see `convpeft methods`.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of the run.")] = None,
+    weights: Weights = None,
+    config: Annotated[Path | None, typer.Option(help="Recipe to start from, a TOML file.")] = None,
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key, for example train.lr=1e-3.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="train.epochs")] = None,
+    lr: Annotated[float | None, typer.Option(help="train.lr; default: the method's own")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="train.batch_size")] = None,
+    seed: Annotated[int | None, typer.Option(help="train.seed")] = None,
+    warm_start: Annotated[Path | None, typer.Option("--from", help="Adapter to go on from.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Show the sites and parameter counts and stop.")] = False,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run that was cut off.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Adapt a pretrained network to new images; leaves the adapter and a report in --out."""
+    from convpeft.training.recipe import make_recipe, read_recipe, set_keys
+
+    values: dict[str, Any] = {}
+    if resume is not None:
+        values = read_recipe(resume / "recipe.toml") | {"out": str(resume)}
+    elif config is not None:
+        values = read_recipe(config)
+    shortcuts: dict[str, Any] = {
+        "model.source": model,
+        "model.weights": weights,
+        "data.source": data,
+        "method.name": method,
+        "train.epochs": epochs,
+        "train.lr": lr,
+        "train.batch_size": batch_size,
+        "train.seed": seed,
+        "out": out,
+        "warm_start": warm_start,
+    }
+    for key, value in shortcuts.items():
+        if value is not None:
+            section, _, name = key.rpartition(".")
+            target = values.setdefault(section, {}) if section else values
+            target[name or key] = str(value) if isinstance(value, Path) else value
+    method_name = str(values.get("method", {}).get("name", "lora"))
+    values.setdefault("method", {}).update(_method_options(context, method_name))
+    recipe = make_recipe(set_keys(values, assign or []), where="recipe" if config is None else str(config))
+    from convpeft.commands.training import dry_run_recipe, train_recipe
+
+    if dry_run:
+        dry_run_recipe(recipe, as_json=as_json)
+    else:
+        train_recipe(recipe, resume=resume is not None, as_json=as_json)
+
+
+@app.command(no_args_is_help=True)
+def evaluate(
+    run: RunPath,
+    data: Annotated[str | None, typer.Option(help="Other images than the run's own.")] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    weights: Weights = None,
+    base: Annotated[bool, typer.Option(help="The base with its own head instead, adapter off.")] = False,
+    old_head: Annotated[bool, typer.Option(help="The base's own head on the adapted features.")] = False,
+    against: Annotated[Path | None, typer.Option(metavar="RUN", help="Another run on the same test images.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write figures and report.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run or an adapter: accuracy with interval, confusion, calibration, mistakes."""
+    from convpeft.commands.evaluating import evaluate_path
+
+    if base and old_head:
+        raise OptionError("--base and --old-head exclude each other: the adapter is off, or on under the old head.")
+    who = "base" if base else "old-head" if old_head else "adapter"
+    evaluate_path(run, data=data, split=split, weights=weights, who=who, against=against, out=out, as_json=as_json)
+
+
+@app.command(no_args_is_help=True)
+def predict(
+    run: RunPath,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files or folders of them.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 5,
+    weights: Weights = None,
+    as_json: AsJson = False,
+) -> None:
+    """Classify images."""
+    from convpeft.commands.using import predict_images
+
+    predict_images(run, images, top=top, weights=weights, as_json=as_json)
+
+
+@app.command(no_args_is_help=True)
+def merge(
+    run: RunPath,
+    out: Annotated[Path, typer.Option(help="File to write, .safetensors.")],
+    weights: Weights = None,
+) -> None:
+    """Write the network with the adapter merged in; it costs nothing extra at inference."""
+    from convpeft.commands.using import merge_run
+
+    merge_run(run, out, weights=weights)
+
+
+@app.command(no_args_is_help=True)
+def inspect(
+    path: RunPath,
+    as_json: AsJson = False,
+) -> None:
+    """Show what an adapter file holds, without its base."""
+    from convpeft.commands.listing import inspect_adapter
+
+    inspect_adapter(path, as_json=as_json)
+
+
+@app.command()
+def methods(as_json: AsJson = False) -> None:
+    """List the methods with their options."""
+    from convpeft.commands.listing import show_methods
+
+    show_methods(as_json=as_json)
+
+
+@app.command()
+def datasets(as_json: AsJson = False) -> None:
+    """List the forms of --data and of --model."""
+    from convpeft.commands.listing import show_datasets
+
+    show_datasets(as_json=as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory of the demo's runs.")] = Path("runs/demo"),
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each training.")] = 6,
+) -> None:
+    """From digits to digits and letters, offline: four ways to adapt one network, compared."""
+    from convpeft.demo import run_demo
+
+    run_demo(out, epochs=epochs)
+
+
+def _method_options(context: typer.Context, method: str) -> dict[str, Any]:
+    """Turn what is left on the command line into options of the method: `--rank 8`, `--rank=8`, `--rslora`."""
+    from convpeft.training.recipe import parse_value
+
+    known = {entry.name: entry.options for entry in read_catalog()}.get(method)
+    options: dict[str, Any] = {}
+    rest = list(context.args)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise OptionError(f"{word!r} is not understood here. Options are written --name VALUE.")
+        name, equals, text = word.removeprefix("--").partition("=")
+        key = name.replace("-", "_")
+        if not equals:
+            text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        if key in ("include", "exclude", "also_train"):
+            options.setdefault(key, []).extend(text.split(","))
+        elif key in ("norm", "rank_policy") or known is None or key in known:
+            options[key] = parse_value(text)
+        else:
+            flags = [each.opts[0].removeprefix("--") for each in context.command.params if each.opts]
+            raise OptionError(
+                f"--{name} is no option of train or of method {method!r}. {nearest(name, [*known, *flags])}"
+            )
+    return options
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line; errors are one line on standard error, with status 2 for usage and 1 for failure."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        status = app(args=words, prog_name="convpeft", standalone_mode=False)
+    except typer.Abort:
+        _fail("interrupted", 130, words)
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(error.format_message())
+            sys.exit(2)
+        _fail(f"{error.format_message()} See `convpeft --help`.", 2, words)
+    except OptionError as error:
+        _fail(str(error), 2, words)
+    except ConvpeftError as error:
+        _fail(str(error), 1, words)
+    except ModuleNotFoundError as error:
+        _fail(f"needs the package {error.name}; install it with pip install 'convpeft[train]'.", 1, words)
+    except KeyboardInterrupt:
+        _fail("interrupted; go on with `convpeft train --resume RUN`.", 130, words)
+    except BrokenPipeError:
+        sys.exit(0)
+    except OSError as error:
+        _fail(f"{error.filename or 'file'}: {error.strerror or error}.", 1, words)
+    except MemoryError:
+        _fail("out of memory. Lower train.batch_size.", 1, words)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int, words: list[str]) -> NoReturn:
+    if "--debug" in words and (error := sys.exception()) is not None:
+        raise error
+    typer.echo(f"convpeft: {' '.join(message.split())}", err=True)
+    sys.exit(status)

@@ -1,0 +1,64 @@
+"""`convpeft predict` and `convpeft merge`: use what was trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from convpeft.console import print_json, say
+from convpeft.errors import OptionError
+
+
+def predict_images(path: Path, images: Sequence[Path], *, top: int, weights: Path | None, as_json: bool) -> None:
+    """Classify images and print the answers."""
+    from convpeft.evaluation.inference import classify, find_images, load_classifier
+
+    found = find_images(images)
+    answers = classify(load_classifier(path, weights=weights), found, top=top)
+    if as_json:
+        print_json(
+            [
+                {
+                    "image": answer.image,
+                    "top": [
+                        {"class": name, "probability": sure}
+                        for name, sure in zip(answer.classes, answer.probabilities, strict=True)
+                    ],
+                }
+                for answer in answers
+            ]
+        )
+        return
+    for answer in answers:
+        pairs = zip(answer.classes, answer.probabilities, strict=True)
+        say(f"{answer.image}: " + ", ".join(f"{name} {sure:.1%}" for name, sure in pairs))
+
+
+def merge_run(path: Path, out: Path, *, weights: Path | None) -> None:
+    """Write the merged weights as one safetensors file."""
+    from safetensors.torch import save_file
+
+    from convpeft.evaluation.inference import load_classifier
+    from convpeft.merging import merge
+
+    if out.suffix != ".safetensors":
+        raise OptionError(f"--out {out}: expected a name that ends in .safetensors.")
+    if out.exists():
+        raise OptionError(f"--out {out}: exists already. Give another name.")
+    classifier = load_classifier(path, weights=weights)
+    model = merge(classifier.model)
+    told = {
+        "format": "pt",
+        "classes": json.dumps(classifier.classes, ensure_ascii=False),
+        "preprocessing": json.dumps(classifier.preprocessing.to_dict()),
+    }
+    tensors = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.with_name(f".{out.name}.new")
+    try:
+        save_file(tensors, work, metadata=told)
+        work.replace(out)
+    finally:
+        work.unlink(missing_ok=True)
+    say(f"{out}: {len(tensors)} tensors, {len(classifier.classes)} classes")

@@ -1,0 +1,103 @@
+"""What the command line shows: tables, a progress bar, one line an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from convpeft.training.loop import Epoch
+
+console = Console(highlight=False)
+if not console.is_terminal:
+    console.width = 120  # piped output is not squeezed into 80 columns
+
+
+def show_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int = 1) -> None:
+    """Print a table; columns from `numbers_from` on are right-aligned. Cells are text, never markup."""
+    table = Table(title=escape(title) or None, title_justify="left", title_style="bold")
+    for number, header in enumerate(headers):
+        table.add_column(escape(header), justify="right" if number >= numbers_from else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)
+
+
+def say(text: str) -> None:
+    """Print a line as it is."""
+    console.print(escape(text), soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a value for programs to read."""
+    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))  # noqa: T201
+
+
+class ProgressBar:
+    """A bar over all epochs with loss, accuracy, images/s and the time that remains."""
+
+    def __init__(self, epochs: int, images: int, *, title: str = "training", quiet: bool = False) -> None:
+        self._images = images
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=quiet or not console.is_terminal,
+        )
+        self._title, self._quiet = title, quiet
+        self._task = self._progress.add_task(title, total=epochs * images, figures="")
+        self._epochs = epochs
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
+        """A batch of so many images was seen."""
+        task = self._progress.tasks[0]
+        figures = f"loss {loss:.3f}  accuracy {accuracy:6.1%}  {task.speed or 0:6.0f} images/s"
+        self._progress.update(
+            self._task,
+            advance=images,
+            description=f"{escape(self._title)} {epoch}/{self._epochs}",
+            figures=figures,
+            completed=max(task.completed + images, (epoch - 1) * self._images + images) if not task.completed else None,
+        )
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Print one line for an epoch that ended."""
+        if self._quiet:
+            return
+        self._progress.console.print(
+            f"epoch {epoch.epoch:>3}  train loss {epoch.train_loss:.4f}  train accuracy {epoch.train_accuracy:6.2%}  "
+            f"validation loss {epoch.val_loss:.4f}  validation accuracy {epoch.val_accuracy:6.2%}  "
+            f"{epoch.images_per_second:,.0f} images/s",
+            soft_wrap=True,
+        )
+
+
+def plain(value: Any) -> str:
+    """A value for a table cell."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(each) for each in value)
+    return "-" if value is None else str(value)

@@ -1,0 +1,23 @@
+"""Refuse a file that claims to unpack into far more than it holds, before unpacking it."""
+
+from __future__ import annotations
+
+from convpeft.errors import DataError
+
+# Real pictures pack 2 to 20 times; deflate reaches 1,032 on zeros.
+_MAX_RATIO = 200
+_ALWAYS_FINE = 64 << 20
+_MAX_BYTES = 16 << 30
+
+
+def check_expansion(where: str, claimed: int, stored: int) -> None:
+    """Check that `claimed` bytes out of a file of `stored` bytes is something a real data set does.
+
+    Raises:
+        DataError: If it is above 16 GiB, or above 64 MiB and more than 200 times the file.
+    """
+    if claimed > _MAX_BYTES or (claimed > _ALWAYS_FINE and claimed > _MAX_RATIO * stored):
+        raise DataError(
+            f"{where}: claims to hold {claimed:,} bytes in a file of {stored:,}, which no real data set does. "
+            "Get the file again from a source you trust."
+        )

@@ -1,0 +1,166 @@
+"""Turn a data spec such as "folder:PATH" or "glyphs:digits" into a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from convpeft.data.characters import EMNIST_VARIANTS, load_emnist, load_mnist, load_mnist_and_letters
+from convpeft.data.cifar import CIFAR10, CIFAR100, load_cifar
+from convpeft.data.datasets import Dataset, Parts
+from convpeft.data.folders import load_folder
+from convpeft.data.glyphs import GLYPH_SETS, load_glyphs
+from convpeft.data.npz import load_npz
+from convpeft.data.splits import complete
+from convpeft.errors import OptionError, nearest
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """One kind of data spec, as `convpeft datasets` lists it.
+
+    Args:
+        pattern: What to write.
+        description: What it reads.
+        needs_network: Whether a spec without a root downloads what is not in the cache.
+        classes: The number of classes, None where the files decide.
+    """
+
+    pattern: str
+    description: str
+    needs_network: bool
+    classes: int | None
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a source may depend on beside its name."""
+
+    argument: str
+    fold: int | None
+    skip_broken: bool
+
+    def root(self) -> Path | None:
+        """The path after the colon, None for the cache."""
+        return Path(self.argument).expanduser() if self.argument else None
+
+
+@dataclass(frozen=True)
+class _Source:
+    info: SourceInfo
+    load: Callable[[_Request], Parts]
+
+
+def _required(request: _Request) -> Path:
+    root = request.root()
+    assert root is not None
+    return root
+
+
+def _public(pattern: str, description: str, classes: int, load: Callable[[_Request], Parts]) -> _Source:
+    return _Source(SourceInfo(f"{pattern}:ROOT", description, needs_network=True, classes=classes), load)
+
+
+def _emnist(variant: str, description: str) -> _Source:
+    classes = len(EMNIST_VARIANTS[variant].classes)
+    return _public(f"emnist-{variant}", description, classes, lambda request: load_emnist(request.root(), variant))
+
+
+_SOURCES = {
+    "folder": _Source(
+        SourceInfo("folder:PATH", "pictures in train/val/test or class folders, or with a labels.csv", False, None),
+        lambda request: load_folder(_required(request), fold=request.fold, skip_broken=request.skip_broken),
+    ),
+    "npz": _Source(
+        SourceInfo("npz:FILE", "an .npz file of the MedMNIST form", False, None),
+        lambda request: load_npz(_required(request)),
+    ),
+    "mnist": _public("mnist", "MNIST digits", 10, lambda request: load_mnist(request.root())),
+    "emnist-letters": _emnist("letters", "EMNIST letters, both cases merged"),
+    "emnist-balanced": _emnist("balanced", "EMNIST digits and letters, 3,000 images a class"),
+    "emnist-byclass": _emnist("byclass", "EMNIST digits, upper and lower case as they were written"),
+    "mnist+letters": _public(
+        "mnist+letters", "MNIST digits and EMNIST letters together", 36, lambda r: load_mnist_and_letters(r.root())
+    ),
+    "cifar10": _public(
+        "cifar10",
+        "CIFAR-10, archive or folders",
+        10,
+        lambda r: load_cifar(r.root(), CIFAR10, skip_broken=r.skip_broken),
+    ),
+    "cifar100": _public(
+        "cifar100", "CIFAR-100, fine labels", 100, lambda r: load_cifar(r.root(), CIFAR100, skip_broken=r.skip_broken)
+    ),
+} | {
+    f"glyphs:{name}": _Source(
+        SourceInfo(f"glyphs:{name}", description, False, len(GLYPH_SETS[name])),
+        lambda _, name=name: load_glyphs(name),
+    )
+    for name, description in (
+        ("digits", "digits drawn from fonts, warped and noisy; always there"),
+        ("letters", "upper and lower case letters, drawn the same way"),
+        ("all", "digits and letters, with look-alikes such as 0 and O"),
+    )
+}
+
+
+def list_sources() -> tuple[SourceInfo, ...]:
+    """Return what data specs there are, in the order they are shown."""
+    return tuple(source.info for source in _SOURCES.values())
+
+
+def load_data(
+    spec: str,
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    limit: int | None = None,
+    fold: int | None = None,
+    skip_broken: bool = False,
+) -> Dataset:
+    """Load a data set and make the splits it lacks.
+
+    Args:
+        spec: A pattern of `list_sources`, such as "folder:PATH". The public sets take an empty root ("mnist:")
+            for the cache, and download what is not there.
+        seed: Of the splits that are made and of `limit`.
+        val_fraction: Share of train that becomes validation where there is none, in (0, 1).
+        test_fraction: Share of train that becomes test where there is none, in (0, 1).
+        limit: At most this many training images, stratified by class.
+        fold: Which fold of a labels.csv is the test split; the next one is validation.
+        skip_broken: Leave pictures out that cannot be read and count them in the notes.
+
+    Raises:
+        OptionError: If the spec or an option is not one; the nearest spec is named.
+        DataError: If the data cannot be found, read or split.
+    """
+    for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+        if not 0 < fraction < 1:
+            raise OptionError(f"{name}={fraction}: expected a share between 0 and 1, such as 0.1.")
+    if seed < 0:
+        raise OptionError(f"seed={seed}: expected 0 or more.")
+    if limit is not None and limit < 1:
+        raise OptionError(f"limit={limit}: expected 1 or more, or no limit.")
+    source, argument = _parse(spec)
+    if fold is not None and not source.info.pattern.startswith("folder:"):
+        raise OptionError(f"fold={fold}: only folder: sources with a labels.csv have folds, not '{spec}'.")
+    parts = source.load(_Request(argument, fold, skip_broken))
+    return complete(spec, parts, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, limit=limit)
+
+
+def _parse(spec: str) -> tuple[_Source, str]:
+    if spec in _SOURCES and spec.startswith("glyphs:"):
+        return _SOURCES[spec], ""
+    name, colon, argument = spec.partition(":")
+    source = _SOURCES.get(name)
+    if source is None:
+        if not colon and Path(spec).expanduser().exists():
+            raise OptionError(f"data '{spec}': is a path, expected a spec. Write 'folder:{spec}' or 'npz:{spec}'.")
+        raise OptionError(f"data '{spec}': is no data spec. {nearest(spec, [info.pattern for info in list_sources()])}")
+    if not argument and not source.info.needs_network:
+        raise OptionError(f"data '{spec}': names no path. Write '{source.info.pattern}'.")
+    if "\0" in argument:
+        raise OptionError(f"data {spec!r}: the path holds a zero byte.")
+    return source, argument

@@ -1,0 +1,164 @@
+"""Cut what a source offers into train, val and test: stratified, by group, seeded, and said out loud."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from convpeft.data.datasets import Dataset, Parts, Split
+from convpeft.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Each kind of draw has its own stream, so that one more draw never changes another.
+_STREAMS = {"test": 1, "val": 2, "limit": 3}
+
+
+def complete(
+    spec: str, parts: Parts, *, seed: int, val_fraction: float, test_fraction: float, limit: int | None
+) -> Dataset:
+    """Make the missing splits out of train, and cut train to `limit` images.
+
+    A given test split is never touched. A missing test split is cut out of train first, then a missing
+    validation split out of what is left.
+
+    Raises:
+        DataError: If a split stays empty, or a class can be met but was never learned.
+    """
+    splits = {name: split for name, split in parts.splits.items() if len(split)}
+    notes = list(parts.notes)
+    if "train" not in splits:
+        raise DataError(f"data '{spec}': has no training images. Put them below train/CLASS/ or CLASS/.")
+    if len(parts.classes) < 2:
+        raise DataError(
+            f"data '{spec}': has one class ({', '.join(parts.classes)}), expected two or more. Add another class."
+        )
+    for name, fraction in (("test", test_fraction), ("val", val_fraction)):
+        if name not in splits:
+            splits["train"], splits[name] = _cut(spec, splits["train"], name, fraction, seed, notes)
+    dataset = Dataset(spec, parts.classes, splits["train"], splits["val"], splits["test"])
+    notes += _check_classes(dataset) + _check_groups(dataset)
+    train = dataset.train
+    if limit is not None and limit < len(train):
+        train = train.subset(choose(train.labels, limit, seed=seed))
+        notes.append(f"train: {limit:,} of {len(dataset.train):,} images, stratified by class, seed {seed}")
+        missing = len(set(dataset.train.labels.tolist())) - len(set(train.labels.tolist()))
+        if missing:
+            notes.append(f"train: the limit leaves {missing} of {len(parts.classes)} classes without an image")
+    return Dataset(spec, parts.classes, train, dataset.val, dataset.test, tuple(notes))
+
+
+def hold_out(
+    labels: NDArray[np.int64], fraction: float, *, rng: np.random.Generator, groups: tuple[str, ...] | None = None
+) -> NDArray[np.bool_]:
+    """Choose the images to hold out: the same share of every class, whole groups where there are groups.
+
+    A class keeps at least one image; one with two or more gives at least one (without groups).
+
+    Args:
+        labels: int64 (count,).
+        fraction: Share to hold out, in (0, 1).
+        rng: Where the choice comes from.
+        groups: A group name for each image.
+
+    Returns:
+        bool (count,), True for what is held out.
+    """
+    if groups is not None:
+        return _hold_out_groups(labels, fraction, rng, groups)
+    held = np.zeros(len(labels), dtype=np.bool_)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        share = round(fraction * len(members))
+        held[members[: min(max(share, 1), len(members) - 1)]] = True
+    return held
+
+
+def choose(labels: NDArray[np.int64], limit: int, *, seed: int) -> NDArray[np.int64]:
+    """Choose `limit` images, in proportion to the classes and one of each class first.
+
+    The choice is nested: with one seed, a smaller limit is always a part of a larger one.
+
+    Returns:
+        Positions, int64 (limit,), ascending.
+    """
+    rng = np.random.default_rng([seed, _STREAMS["limit"]])
+    order = np.empty(len(labels), dtype=np.float64)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        order[members] = (np.arange(len(members)) + rng.random()) / len(members)
+        order[members[0]] -= 1
+    chosen = np.argsort(order, kind="stable")[:limit]
+    return np.sort(chosen).astype(np.int64)
+
+
+def _hold_out_groups(
+    labels: NDArray[np.int64], fraction: float, rng: np.random.Generator, groups: tuple[str, ...]
+) -> NDArray[np.bool_]:
+    """Take groups in random order while they bring every class nearer to its share."""
+    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    classes, class_of = np.unique(labels, return_inverse=True)
+    table = np.zeros((len(names), len(classes)))
+    np.add.at(table, (group_of, class_of), 1)
+    total = table.sum(0)
+    share, taken = np.zeros(len(classes)), np.zeros(len(names), dtype=np.bool_)
+    # Large groups first: small ones then fill what is missing.
+    order = rng.permutation(len(names))
+    for group in order[np.argsort(-table[order].sum(1), kind="stable")]:
+        after = share + table[group]
+        nearer = np.sum(np.abs(after / total - fraction)) < np.sum(np.abs(share / total - fraction))
+        if nearer and np.all(after < total):
+            share, taken[group] = after, True
+    return taken[group_of]
+
+
+def _cut(spec: str, train: Split, name: str, fraction: float, seed: int, notes: list[str]) -> tuple[Split, Split]:
+    rng = np.random.default_rng([seed, _STREAMS[name]])
+    held = hold_out(train.labels, fraction, rng=rng, groups=train.groups)
+    if not held.any():
+        unit = "groups" if train.groups else "images"
+        raise DataError(
+            f"data '{spec}': too few {unit} to make a {name} split out of {len(train)} training images. "
+            f"Add images or give a {name} split."
+        )
+    kept, cut = train.subset(np.flatnonzero(~held)), train.subset(np.flatnonzero(held))
+    by_group = f", {len(set(cut.groups or ())):,} whole groups" if train.groups else ""
+    notes.append(
+        f"{name}: none was given, so {len(cut):,} of {len(train):,} training images{by_group}, "
+        f"stratified by class, seed {seed}"
+    )
+    return kept, cut
+
+
+def _check_classes(dataset: Dataset) -> list[str]:
+    known = dataset.train.class_counts(len(dataset.classes)) > 0
+    seen = known.copy()
+    for name in ("val", "test"):
+        present = dataset.splits()[name].class_counts(len(dataset.classes)) > 0
+        unlearned = [dataset.classes[i] for i in np.flatnonzero(present & ~known)]
+        if unlearned:
+            raise DataError(
+                f"data '{dataset.spec}': the {name} split has {_listed(unlearned)}, of which train has no image. "
+                f"Add training images or remove them from {name}."
+            )
+        seen |= present
+    absent = [dataset.classes[i] for i in np.flatnonzero(~seen)]
+    return [f"{_listed(absent)}: no images in any split"] if absent else []
+
+
+def _check_groups(dataset: Dataset) -> list[str]:
+    notes: list[str] = []
+    train = set(dataset.train.groups or ())
+    for name in ("val", "test"):
+        shared = train & set(dataset.splits()[name].groups or ())
+        if shared:
+            notes.append(f"{name}: as given, shares {len(shared):,} groups with train, so its results are optimistic")
+    return notes
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:5])
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{'class' if len(names) == 1 else 'classes'} {shown}{more}"

@@ -1,0 +1,37 @@
+"""Evaluation: what a model answers, how good it is, and how sure that is."""
+
+from convpeft.evaluation.calibration import CalibrationBin
+from convpeft.evaluation.classification import ClassificationMetrics, ClassScores, classification_metrics
+from convpeft.evaluation.confusion import ConfusedPair, Mistake, errors_most_confident
+from convpeft.evaluation.pairing import Difference, describe_difference, mcnemar, paired_difference
+from convpeft.evaluation.predicting import Predictions, predict_logits
+from convpeft.evaluation.retention import agreement, is_retained, retention
+from convpeft.evaluation.statistics import (
+    bootstrap_interval,
+    mean_and_deviation,
+    minimum_detectable_effect,
+    wilson_interval,
+)
+
+__all__ = [
+    "CalibrationBin",
+    "ClassScores",
+    "ClassificationMetrics",
+    "ConfusedPair",
+    "Difference",
+    "Mistake",
+    "Predictions",
+    "agreement",
+    "bootstrap_interval",
+    "classification_metrics",
+    "describe_difference",
+    "errors_most_confident",
+    "is_retained",
+    "mcnemar",
+    "mean_and_deviation",
+    "minimum_detectable_effect",
+    "paired_difference",
+    "predict_logits",
+    "retention",
+    "wilson_interval",
+]

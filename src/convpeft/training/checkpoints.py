@@ -1,0 +1,137 @@
+"""Checkpoints of a run: adapter, optimiser and random state, without pickle, each written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from convpeft.errors import RunError
+from convpeft.injection import adapted_layers, slots_of
+
+_TENSORS = "state.safetensors"
+_FACTS = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One state of a run: tensors by name, and plain facts."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor of every attached adapter, by the layer's path and its own name."""
+    return {
+        f"{path}:{key}": value
+        for path, layer in adapted_layers(model)
+        for key, value in slots_of(layer).state_dict(keep_vars=False).items()
+    }
+
+
+def restore_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Write saved adapter tensors back, in place.
+
+    Raises:
+        RunError: If the names are not those of this model.
+    """
+    own = adapter_tensors(model)
+    if own.keys() != tensors.keys():
+        raise RunError("the checkpoint was made with other layers. Resume with the run's own recipe.")
+    with torch.no_grad():
+        for key, value in own.items():
+            value.copy_(tensors[key])
+
+
+def capture(model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> Checkpoint:
+    """Collect the state of a run."""
+    tensors = {f"adapter/{key}": value for key, value in adapter_tensors(model).items()}
+    scalars: dict[str, Any] = {}
+    for index, state in cast(dict[int, dict[str, Any]], optimizer.state_dict()["state"]).items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{key}"] = value
+            else:
+                scalars[f"{index}/{key}"] = value
+    tensors["random/torch"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random/cuda"] = torch.cuda.get_rng_state()
+    plain = {key: value.detach().to("cpu").contiguous().clone() for key, value in tensors.items()}
+    return Checkpoint(plain, facts | {"optimizer": scalars})
+
+
+def reinstate(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put a state back and return its facts.
+
+    Raises:
+        RunError: If it does not fit the model or the optimiser.
+    """
+    prefixed = checkpoint.tensors
+    restore_adapter(model, {k.removeprefix("adapter/"): v for k, v in prefixed.items() if k.startswith("adapter/")})
+    states: dict[int, dict[str, Any]] = {}
+    for key, value in prefixed.items():
+        if key.startswith("optimizer/"):
+            _, index, name = key.split("/", 2)
+            states.setdefault(int(index), {})[name] = value
+    for key, value in checkpoint.facts["optimizer"].items():
+        index, name = key.split("/", 1)
+        states.setdefault(int(index), {})[name] = value
+    current = optimizer.state_dict()
+    optimizer.load_state_dict({"state": states, "param_groups": current["param_groups"]})
+    torch.set_rng_state(prefixed["random/torch"])
+    if torch.cuda.is_available() and "random/cuda" in prefixed:
+        torch.cuda.set_rng_state(prefixed["random/cuda"])
+    return checkpoint.facts
+
+
+def write_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
+    """Write a checkpoint; the one before is kept beside it as `NAME.previous`.
+
+    Raises:
+        RunError: If it cannot be written.
+    """
+    work, previous = directory.with_name(f".{directory.name}.new"), directory.with_name(f"{directory.name}.previous")
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        save_file(checkpoint.tensors, work / _TENSORS)
+        digest = hashlib.sha256((work / _TENSORS).read_bytes()).hexdigest()
+        (work / _FACTS).write_text(json.dumps(checkpoint.facts | {"digest": digest}), encoding="utf-8")
+        for file in (work / _TENSORS, work / _FACTS):
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
+        if directory.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            directory.rename(previous)
+        work.rename(directory)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{directory}: cannot write the checkpoint ({error}). Free space and resume.") from None
+
+
+def read_checkpoint(directory: Path) -> Checkpoint | None:
+    """The checkpoint, or the previous one where it is missing or damaged; None where there is neither.
+
+    Raises:
+        RunError: If there are checkpoints and none of them is whole.
+    """
+    found = [each for each in (directory, directory.with_name(f"{directory.name}.previous")) if each.is_dir()]
+    for each in found:
+        try:
+            facts = json.loads((each / _FACTS).read_text(encoding="utf-8"))
+            if hashlib.sha256((each / _TENSORS).read_bytes()).hexdigest() == facts["digest"]:
+                return Checkpoint(load_file(each / _TENSORS), facts)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            continue
+    if found:
+        raise RunError(f"{directory}: neither the checkpoint nor the previous one is whole. Start the run anew.")
+    return None

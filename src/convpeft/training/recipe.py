@@ -1,0 +1,209 @@
+"""A recipe: everything a run needs and nothing that a run computes; TOML on disk."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from convpeft.errors import OptionError, nearest
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSection(_Section):
+    """The base network."""
+
+    source: str
+    weights: str | None = None  # a .safetensors or .pth file
+    pretrained: bool = True
+    in_channels: Annotated[int, Field(ge=1, le=4)] | None = None  # default: the network's own
+    head: str = "auto"
+    keep_head: bool = False  # keep the pretrained classifier, for data with its very classes
+
+
+class DataSection(_Section):
+    """The images and how they are split."""
+
+    source: str
+    limit: Annotated[int, Field(ge=1)] | None = None  # training images at most
+    fold: Annotated[int, Field(ge=0)] | None = None
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    augment: str = "none"
+    skip_broken: bool = False
+
+
+class MethodSection(_Section):
+    """The method; what is not named here is an option of the method itself and is checked against its signature."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    name: str = "lora"
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    norm: Literal["frozen", "adapt", "train"] | None = None
+    rank_policy: Literal["clamp", "error", "skip"] = "clamp"
+    also_train: list[str] = []
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own options."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class TrainSection(_Section):
+    """Optimisation. Rates are per step, decay is decoupled (AdamW) or in the gradient (SGD)."""
+
+    epochs: Annotated[int, Field(ge=1)] = 10
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    lr: Positive | None = None  # default: the method's own
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: NotNegative = 1e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd only
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of all steps
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    clip: NotNegative = 5.0  # largest gradient norm, 0 for none
+    accumulate: Annotated[int, Field(ge=1)] = 1  # batches a step
+    patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation before stopping, 0 for never
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    workers: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class Recipe(_Section):
+    """Model, data, method and training of one run."""
+
+    model: ModelSection
+    data: DataSection
+    method: MethodSection = MethodSection()
+    train: TrainSection = TrainSection()
+    out: str = "runs/run"
+    warm_start: str | None = None  # an adapter to go on from
+
+    def to_toml(self) -> str:
+        """The recipe as TOML; what is None is left out."""
+        values = self.model_dump(exclude_none=True)
+        lines = [f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
+        for name, section in values.items():
+            if isinstance(section, dict):
+                lines += ["", f"[{name}]"]
+                lines += [f"{key} = {_toml(value)}" for key, value in cast(dict[str, Any], section).items()]
+        return "\n".join(lines) + "\n"
+
+
+def make_recipe(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+    """Check values and return the recipe.
+
+    Raises:
+        OptionError: For an unknown key or a value out of range, naming the key and the nearest valid one.
+    """
+    try:
+        return Recipe.model_validate(_widen(dict(values)))
+    except ValidationError as error:
+        raise OptionError(f"{where}: {_explain(error)}") from None
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The values of a TOML file, unchecked, to be completed by the command line.
+
+    Raises:
+        OptionError: If the file is missing or is no TOML (a key given twice is none).
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise OptionError(f"{path}: cannot be read as TOML ({' '.join(str(error).split())}).") from None
+
+
+def set_keys(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Apply `section.key=value` assignments; values are TOML, and plain words are strings.
+
+    Raises:
+        OptionError: If an assignment has no `=` or a key is empty.
+    """
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        path = key.strip().split(".")
+        if not equals or not all(path):
+            raise OptionError(f"--set {assignment!r}: expected KEY=VALUE, for example train.epochs=5.")
+        target = values
+        for part in path[:-1]:
+            target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise OptionError(f"--set {assignment!r}: {part!r} is a value, not a section.")
+        target[path[-1]] = parse_value(text.strip())
+    return values
+
+
+def parse_value(text: str) -> Any:
+    """A TOML value, or the text itself where it is none.
+
+    >>> parse_value("3"), parse_value("1e-3"), parse_value("true"), parse_value("lora"), parse_value('["a"]')
+    (3, 0.001, True, 'lora', ['a'])
+    """
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, KeyError, RecursionError):
+        return text
+
+
+def _widen(values: dict[str, Any]) -> dict[str, Any]:
+    """Let an integer stand for a float, as people write `lr = 1`; nothing else is converted."""
+    for section, cls in (("train", TrainSection), ("data", DataSection)):
+        given = values.get(section)
+        if isinstance(given, dict):
+            floats = {name for name, field in cls.model_fields.items() if "float" in str(field.annotation)}
+            values[section] = {
+                key: float(value) if key in floats and type(value) is int else value
+                for key, value in cast(dict[str, Any], given).items()
+            }
+    return values
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem on one line."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _keys_beside(tuple(first["loc"]))
+        return f"{place} is not a key. {nearest(str(first['loc'][-1]), known)}"
+    if first["type"] == "missing":
+        return f"{place} is missing. Give it, for example {_EXAMPLES.get(place, place + '=...')}"
+    return f"{place}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
+
+
+_EXAMPLES = {
+    "model": "--model timm/resnet18.a1_in1k.",
+    "model.source": "--model timm/resnet18.a1_in1k.",
+    "data": "--data folder:PATH.",
+    "data.source": "--data folder:PATH.",
+}
+
+
+def _keys_beside(place: tuple[int | str, ...]) -> list[str]:
+    if len(place) == 1:
+        return list(Recipe.model_fields)
+    section = Recipe.model_fields[str(place[0])].annotation
+    return list(cast(type[BaseModel], section).model_fields)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(each) for each in cast(list[Any], value)) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)

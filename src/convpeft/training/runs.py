@@ -1,0 +1,118 @@
+"""A run: from a recipe to a directory with the adapter, its figures and a report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convpeft.counting import count
+from convpeft.data import find_duplicates
+from convpeft.errors import RunError
+from convpeft.evaluation import classification_metrics, predict_logits
+from convpeft.storage import save
+from convpeft.training.loop import Watcher, fit
+from convpeft.training.preparing import Prepared, batches, class_weights, prepare_run
+from convpeft.training.recipe import Recipe, make_recipe, read_recipe
+from convpeft.training.results import Result, peak_memory, write_run
+
+RECIPE = "recipe.toml"
+
+
+def train(
+    recipe: Recipe | Mapping[str, Any] | str | Path, *, resume: bool = False, watcher: Watcher | None = None
+) -> Result:
+    """Do everything a recipe says: build, adapt, train, evaluate on the test split, save and report.
+
+    Args:
+        recipe: A recipe, its values, or the path of its TOML file.
+        resume: Go on from the run's last checkpoint instead of refusing a directory that is there.
+        watcher: Is told of batches and epochs, for a progress bar.
+
+    Returns:
+        The outcome; everything in it is also in the run's directory.
+
+    Raises:
+        OptionError: If the recipe is wrong.
+        DataError: If the data cannot be read.
+        ModelError: If the model cannot be built or adapted.
+        RunError: If the directory is in use, or training breaks down.
+    """
+    checked = as_recipe(recipe)
+    prepared = prepare_in(checked, resume=resume)
+    result = run_prepared(prepared, Path(checked.out), resume=resume, watcher=watcher)
+    write_run(result)
+    return result
+
+
+def prepare_in(recipe: Recipe, *, resume: bool = False) -> Prepared:
+    """Prepare a run and make its directory, with the recipe in it; nothing is left behind if anything fails."""
+    out = Path(recipe.out)
+    _claim(out, recipe, resume=resume)
+    prepared = prepare_run(recipe)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error.strerror}). Choose another --out.") from None
+    return prepared
+
+
+def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+    """A checked recipe from any of the forms that `train` takes."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, str | Path):
+        return make_recipe(read_recipe(recipe), where=str(recipe))
+    return make_recipe(recipe)
+
+
+def run_prepared(prepared: Prepared, out: Path, *, resume: bool, watcher: Watcher | None) -> Result:
+    """Train, evaluate and save what `prepare_run` has built."""
+    recipe, dataset, model = prepared.recipe, prepared.dataset, prepared.model
+    began = time.perf_counter()
+    train_batches = batches(dataset, "train", prepared.preprocessing, recipe)
+    val_batches = batches(dataset, "val", prepared.preprocessing, recipe)
+    duplicates = len(find_duplicates(dataset))
+    fitted = fit(
+        model,
+        train_batches,
+        val_batches,
+        recipe.train,
+        class_weights=class_weights(dataset, recipe),
+        checkpoints=out / "checkpoints",
+        resume=resume,
+        watcher=watcher,
+    )
+    predictions = predict_logits(model, batches(dataset, "test", prepared.preprocessing, recipe))
+    metrics = classification_metrics(predictions.probabilities, predictions.labels, dataset.classes)
+    adapter = save(model, out / "adapter", classes=dataset.classes, preprocessing=prepared.preprocessing)
+    return Result(
+        out=out,
+        recipe=recipe,
+        dataset=dataset,
+        model=model,
+        fit=fitted,
+        count=count(model),
+        predictions=predictions,
+        test=metrics,
+        seconds=time.perf_counter() - began,
+        peak_memory=peak_memory(),
+        adapter_bytes=sum(file.stat().st_size for file in adapter.iterdir()),
+        duplicates=duplicates,
+        notes=prepared.notes,
+    )
+
+
+def _claim(out: Path, recipe: Recipe, *, resume: bool) -> None:
+    """Refuse a directory that holds something, unless it is this very run's and is to be resumed."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not resume:
+        raise RunError(f"{out}: exists already. Give another --out, or --resume to go on with it.")
+    written = out / RECIPE
+    if not written.is_file():
+        raise RunError(f"{out}: holds no {RECIPE}, so there is no run to resume. Give another --out.")
+    if make_recipe(read_recipe(written), where=str(written)) != recipe:
+        raise RunError(f"{out}: was started with another recipe. Resume it with `convpeft train --resume {out}`.")

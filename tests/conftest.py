@@ -1,0 +1,62 @@
+"""What every test stands on: one thread, importable torchvision, hypothesis profiles and the real data."""
+
+import os
+from pathlib import Path
+
+# One thread, here and in processes that tests start: sums are bit-identical and workers do not compete.
+# It has to be set before torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["MPLBACKEND"] = "agg"
+
+import hypothesis
+import pytest
+import torch
+
+# Before anything imports torchvision, which fails beside a CPU build of torch without it.
+import convpeft._torchvision  # noqa: F401
+
+torch.set_num_threads(1)
+
+# `ci` says the same every time; `full` looks further and prints how to repeat what it finds.
+hypothesis.settings.register_profile(
+    "ci",
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile(
+    "full",
+    max_examples=1000,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("ci")
+
+DATA_VARIABLE = "CONVPEFT_DATA"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses `data_root`, and skip what is marked for data or a GPU where there is none."""
+    no_data = pytest.mark.skip(reason=f"{DATA_VARIABLE} is not set")
+    no_gpu = pytest.mark.skip(reason="no CUDA device")
+    for item in items:
+        if "data_root" in getattr(item, "fixturenames", ()):
+            item.add_marker("data")
+        if item.get_closest_marker("data") and not os.environ.get(DATA_VARIABLE):
+            item.add_marker(no_data)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder that CONVPEFT_DATA names; a name that leads nowhere is a failure, not a skip."""
+    root = Path(os.environ[DATA_VARIABLE])
+    if not root.is_dir():
+        pytest.fail(f"{DATA_VARIABLE}={root} is not a folder")
+    return root

@@ -1,0 +1,74 @@
+"""C01: a fresh adapter without a new head changes nothing, bit for bit."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from methods_under_test import METHODS, attach_anything, options_for
+from networks import Plan, plans, randomise
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+import convpeft
+
+pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore:Using padding='same'")]
+
+
+def policies_of(method: str) -> tuple[str, ...]:
+    return convpeft.method_info(method).norm_policies
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(plan=plans(), data=st.data())
+def test_fresh_adapter_in_evaluation_gives_the_base_output(method: str, plan: Plan, data: st.DataObject) -> None:
+    base, x = plan.build(), plan.example()
+    norm = data.draw(st.sampled_from(policies_of(method)))
+    adapted = attach_anything(copy.deepcopy(base), method, norm=norm, **data.draw(options_for(method)))
+    assert torch.equal(adapted(x), base(x))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(plan=plans(), data=st.data())
+def test_fresh_adapter_in_training_gives_the_base_with_its_norms_in_evaluation(
+    method: str, plan: Plan, data: st.DataObject
+) -> None:
+    if "frozen" not in policies_of(method):
+        pytest.skip("this method needs live norms")
+    base, x = plan.build(), plan.example()
+    options = data.draw(options_for(method))
+    adapted = attach_anything(copy.deepcopy(base), method, norm="frozen", **options).train()
+    base.train()
+    for module in base.modules():
+        if isinstance(module, _NormBase):
+            module.eval()
+    torch.manual_seed(3)
+    expected = base(x)
+    torch.manual_seed(3)
+    assert torch.equal(adapted(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@given(plan=plans(norms=("batch", "none")), method=st.sampled_from(METHODS))
+def test_fresh_adapter_in_other_dtypes_gives_the_base_output(dtype: torch.dtype, plan: Plan, method: str) -> None:
+    base, x = plan.build(dtype), plan.example(dtype)
+    adapted = attach_anything(copy.deepcopy(base), method)
+    assert torch.equal(adapted(x), base(x))
+
+
+@given(plan=plans(), method=st.sampled_from(METHODS), first=st.sampled_from(METHODS))
+def test_fresh_adapter_on_top_of_another_gives_the_output_of_that_one(plan: Plan, method: str, first: str) -> None:
+    model, x = plan.build(), plan.example()
+    randomise(attach_anything(model, first, name="first"))
+    expected = model(x)
+    attach_anything(model, method, name="second")
+    assert torch.equal(model(x), expected)
+
+
+def test_no_activity_gives_the_base_whatever_the_adapter_holds() -> None:
+    base = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    adapted = randomise(convpeft.attach(copy.deepcopy(base), "lora", norm="train", num_classes=7))
+    convpeft.set_active(adapted, [])
+    assert torch.equal(adapted(x), base(x))
