@@ -14,13 +14,15 @@ ROOT = "convpeft"
 
 # Lowest first: a part imports from its own layer and from lower ones.
 LAYERS = (
-    {"errors", "_version", "_torchvision"},
+    {"errors", "_version", "_torchvision", "catalog"},
     {"adapters", "fingerprints", "heads", "injection", "kernels", "norms", "sites"},
     {"methods"},
-    {"attachment"},
-    {"adapter_file", "checking", "counting", "merging", "storage"},
+    {"attachment", "adapter_file"},
+    {"checking", "counting", "merging", "storage"},
     {"data", "models"},
     {"deployment", "evaluation", "reporting", "training"},
+    {"console"},
+    {"commands", "demo"},
     {"cli", "web"},
     {"__init__", "__main__"},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -96,7 +97,8 @@ def write_adapter(target: Path, config: Mapping[str, Any], tensors: Mapping[str,
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
             save_file(dict(tensors), work / WEIGHTS, metadata={"format": "pt"})
-            (work / CONFIG).write_text(json.dumps(config, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+            whole = dict(config) | {"digest": description_digest(config)}
+            (work / CONFIG).write_text(json.dumps(whole, sort_keys=True, ensure_ascii=False), encoding="utf-8")
             for file in (work / WEIGHTS, work / CONFIG):
                 file.chmod(0o644)
                 with file.open("rb+") as handle:
@@ -130,6 +132,8 @@ def _read_config(path: Path) -> dict[str, Any]:
             found = config.get("format_version")
             raise ValueError(f"format version {found!r}, this convpeft reads {FORMAT_VERSION}; upgrade convpeft")
         _check_types(cast(dict[str, Any], config))
+        if config["digest"] != description_digest(cast(dict[str, Any], config)):
+            raise ValueError("it is not the one that was saved")
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterFileError(
             f"{path}: is not a readable description ({one_line(error)}). Get the file again."
@@ -150,6 +154,7 @@ def _check_types(config: dict[str, Any]) -> None:
         "base": dict,
         "tensors": dict,
         "versions": dict,
+        "digest": str,
     }
     for key, kind in expected.items():
         if not isinstance(config.get(key, ...), kind):
@@ -161,9 +166,19 @@ def _check_types(config: dict[str, Any]) -> None:
     ]
     if not all(isinstance(each, str) for each in strings) or not isinstance(config["base"].get("tensors"), dict):
         raise ValueError("field 'classes', 'base' or 'tensors' holds a value of the wrong type")
+    if config["norm"] not in ("frozen", "adapt", "train"):
+        raise ValueError(f"field 'norm' holds {config['norm']!r}, expected frozen, adapt or train")
+    if None not in (config["classes"], config["num_classes"]) and len(config["classes"]) != config["num_classes"]:
+        raise ValueError(f"{len(config['classes'])} class names for {config['num_classes']} classes")
     for part in config["parts"]:
         if not isinstance(part, dict) or not isinstance(part.get("path"), str) or not isinstance(part.get("part"), str):
             raise ValueError("field 'parts' holds an entry without path or part")
+
+
+def description_digest(config: Mapping[str, Any]) -> str:
+    """SHA-256 over everything in the description but the digest itself."""
+    rest = {key: value for key, value in config.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def one_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import inspect
 import math
 import pkgutil
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -168,8 +168,8 @@ def method_info(name: str) -> MethodInfo:
     )
 
 
-def complete_options(cls: type[Module], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Check options against a method's signature and fill in the defaults.
+def complete_options(cls: type[Module], options: Mapping[str, Any], *, beside: Sequence[str] = ()) -> dict[str, Any]:
+    """Check options against a method's signature and fill in the defaults; `beside` are other names to suggest.
 
     Raises:
         OptionError: For an unknown name or a value of another type, with the nearest name or the type expected.
@@ -178,7 +178,7 @@ def complete_options(cls: type[Module], options: Mapping[str, Any]) -> dict[str,
     known = {parameter.name: parameter.default for parameter in _keyword_only(cls)}
     for name, value in options.items():
         if name not in known:
-            tail = nearest(name, known) if known else "This method has no options."
+            tail = nearest(name, [*known, *beside])
             raise OptionError(f"method {cls.method_name!r} has no option {name!r}. {tail}")
         if not _is_a(value, hints[name]):
             raise OptionError(

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from torch import nn
 
-from convpeft.adapters import Adapter, Module, NormPolicy, complete_options, method_class
+from convpeft.adapters import Adapter, Branch, Module, NormPolicy, complete_options, method_class
 from convpeft.errors import ModelError, OptionError, nearest
 from convpeft.heads import FreshHead
 from convpeft.injection import (
@@ -21,6 +21,7 @@ from convpeft.injection import (
     adapted_layers,
     effective,
     part_label,
+    refuse_clash,
     restore,
     slots_of,
     state_of,
@@ -29,10 +30,11 @@ from convpeft.injection import (
 )
 from convpeft.methods.full import Full
 from convpeft.norms import choose_policy, norms_with_statistics
-from convpeft.sites import Site, all_sites, choose, find_head, refuse_unsupported
+from convpeft.sites import Site, all_sites, choose, find_head, refuse_layer
 
 RankPolicy = Literal["clamp", "error", "skip"]
 Model = TypeVar("Model", bound=nn.Module)
+_KEYWORDS = ("num_classes", "include", "exclude", "norm", "head", "rank_policy", "also_train", "name", "generator")
 Part = tuple[str, str, Module | NormStatistics]  # (path of the layer, part name, what sits there)
 
 
@@ -83,7 +85,7 @@ def attach(
     True
     """
     cls = method_class(method)
-    complete = complete_options(cls, options)
+    complete = complete_options(cls, options, beside=_KEYWORDS)
     policy = choose_policy(cls, norm)
     state = state_of(model) or State()
     _check_request(state, name, num_classes, rank_policy)
@@ -97,7 +99,8 @@ def attach(
     else:
         chosen = choose(known, include, exclude)
     chosen = tuple(s for s in chosen if s.kind in cls.kinds and (s.path, s.tensor) not in taken)
-    refuse_unsupported(model, (*chosen, *whole))
+    if issubclass(cls, Branch):
+        _refuse_bypassed(model, chosen)
 
     chosen, skipped = _fit_rank(cls, chosen, complete, rank_policy)
     parts: list[Part] = [(site.path, method, cls(site, **complete)) for site in chosen]
@@ -182,6 +185,11 @@ def old_head(model: nn.Module) -> Generator[None]:
 
 def install(model: nn.Module, state: State, name: str, record: Attached, parts: Sequence[Part]) -> None:
     """Put finished parts on a model under a name, make it active and the only one that trains."""
+    norms = [path for path, _ in norms_with_statistics(model)]
+    for path in dict.fromkeys([*(path for path, _, _ in parts), *norms]):
+        layer = model.get_submodule(path)
+        refuse_layer(path, layer)
+        refuse_clash(path, layer)
     if not state.names:
         state.trainable_before = [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(False)
@@ -191,10 +199,12 @@ def install(model: nn.Module, state: State, name: str, record: Attached, parts: 
         if isinstance(part, Module):
             part.requires_grad_(True)
         swap(layer, state).put(name, part_label(part_name, part), part)
-    for _, layer in norms_with_statistics(model):
-        swap(layer, state)
+    for path in norms:
+        swap(model.get_submodule(path), state)
     state.names[name] = record
     state.active = (*state.active, name)
+    state.training = name
+    state.layers = sum(1 for _ in adapted_layers(model))
 
 
 def remove(model: nn.Module, state: State, name: str) -> None:
@@ -203,6 +213,7 @@ def remove(model: nn.Module, state: State, name: str) -> None:
         slots_of(layer).drop(name)
     del state.names[name]
     state.active = tuple(active for active in state.active if active != name)
+    state.training = None if state.training == name else state.training
     if state.names:
         return
     for _, layer in list(adapted_layers(model)):
@@ -215,11 +226,13 @@ def require_state(model: nn.Module) -> State:
     """The model's state.
 
     Raises:
-        ModelError: If nothing is attached.
+        ModelError: If nothing is attached, or the model is only a part of what was attached to.
     """
     state = state_of(model)
     if state is None:
         raise ModelError("no adapter is attached to this model. Call convpeft.attach or convpeft.load first.")
+    if sum(1 for _ in adapted_layers(model)) != state.layers:
+        raise ModelError("this is a part of the model that was attached to. Call convpeft on the whole model.")
     return state
 
 
@@ -253,6 +266,16 @@ def _site_of_new_head(known: Sequence[Site], model: nn.Module, head: str) -> Sit
         if site.path == path:
             return site
     raise ModelError("no Linear or 1x1 convolution was found to be the classifier. Name it with head='path.of.layer'.")
+
+
+def _refuse_bypassed(model: nn.Module, sites: Sequence[Site]) -> None:
+    for site in sites:
+        parent = model.get_submodule(site.path.rpartition(".")[0])
+        if isinstance(parent, nn.MultiheadAttention):
+            raise ModelError(
+                f"{site.describe()}: MultiheadAttention reads its weight and never calls it, so a Branch there "
+                f'would not run. Use exclude=["{site.path}"].'
+            )
 
 
 def _fit_rank(
@@ -300,11 +323,6 @@ def _start(part: Module, layer: nn.Module, generator: torch.Generator | None) ->
             tensor, bias = effective(layer, part.site.tensor)
         else:
             tensor, bias = own, layer._parameters.get("bias") if part.site.bias else None
-    if tensor.shape != own.shape and not isinstance(part, FreshHead):
-        raise ModelError(
-            f"{part.site.describe()}: an active adapter has replaced this layer by one of shape {tuple(tensor.shape)}. "
-            "Give num_classes=... for a head of its own, or leave this layer out."
-        )
     weight = to_canonical(tensor, part.site).to("cpu", dtype)
     bias = None if bias is None else bias.to("cpu", dtype)
     part.to(dtype=dtype)

@@ -11,7 +11,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,8 @@ class State:
 
     names: dict[str, Attached] = field(default_factory=dict[str, Attached])
     active: tuple[str, ...] = ()
+    training: str | None = None  # the adapter attached last; no other's statistics move
+    layers: int = 0  # adapted layers of the whole model
     old_head: bool = False  # leave fresh heads out: the base's classifier on the adapted features
     trainable_before: list[nn.Parameter] = field(default_factory=list[nn.Parameter])
 
@@ -65,6 +67,8 @@ class NormStatistics(nn.Module):
 
 class Slots(nn.Module):
     """All that is attached to one layer, keyed by adapter name and part; the parts of one name run in order."""
+
+    convpeft_slots: ClassVar[bool] = True
 
     def __init__(self, state: State) -> None:
         super().__init__()
@@ -93,6 +97,15 @@ class Slots(nn.Module):
                 if names is not None or not (self.state.old_head and part == HEAD):
                     yield module
 
+    def statistics(self) -> tuple[str, NormStatistics] | None:
+        """The last active adapter with statistics of its own, and those."""
+        found = None
+        for name in self.state.active:
+            for _, module in self.parts(name):
+                if isinstance(module, NormStatistics):
+                    found = (name, module)
+        return found
+
 
 class AdaptedLayer(nn.Module):
     """Behaviour of every swapped class; always mixed in before the layer's own class."""
@@ -100,8 +113,13 @@ class AdaptedLayer(nn.Module):
     _convpeft_base: type[nn.Module]
     _convpeft_tensors: tuple[str, ...]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def _convpeft_run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer's own forward on the effective tensors, then the active branches."""
+        if args and isinstance(args[0], torch.fx.Proxy) and _has_joint_bias(self):
+            raise ModelError(
+                f"fx traces into an adapted {self._convpeft_base.__name__} and would bake its weights into the graph. "
+                "Trace a module that contains it, or convpeft.merge first."
+            )
         output = self._convpeft_forward(*args, **kwargs)
         for part in slots_of(self).active():
             if isinstance(part, Branch):
@@ -115,7 +133,7 @@ class AdaptedLayer(nn.Module):
             return cast(Any, self)._conv_forward(args[0], weight, bias)
         if base.forward is nn.Linear.forward and len(args) == 1:
             return F.linear(args[0], *effective(self))
-        if isinstance(self, _NormBase) and self.training and _statistics(self) is None:
+        if isinstance(self, _NormBase) and self.training and not _is_live(self):
             return self._convpeft_frozen(*args, **kwargs)
         return self._convpeft_inherited(*args, **kwargs)
 
@@ -170,17 +188,27 @@ class AdaptedLayer(nn.Module):
         return f"Adapted{self._convpeft_base.__name__}"
 
 
+def refuse_clash(path: str, layer: nn.Module) -> None:
+    """Raise for a layer that has something else where the adapters go.
+
+    Raises:
+        ModelError: Naming the layer.
+    """
+    if not isinstance(layer, AdaptedLayer) and hasattr(layer, SLOTS):
+        raise ModelError(f"layer {path!r} already has an attribute {SLOTS!r}. Rename it before attaching.")
+
+
 def swap(layer: nn.Module, state: State) -> Slots:
     """Turn a layer into its adapted class in place; a layer that is adapted already is left as it is."""
     if not isinstance(layer, AdaptedLayer):
         tensors = [name for name, value in layer._parameters.items() if value is not None]
         if isinstance(layer, _ConvNd | nn.Linear | _NormBase | nn.GroupNorm | nn.LayerNorm):
-            tensors = ["weight", "bias"]
+            tensors += [name for name in ("weight", "bias") if name not in tensors]
         if isinstance(layer, _NormBase):
             tensors += STATISTICS
-        if SLOTS in layer._modules or hasattr(layer, SLOTS):
-            raise ModelError(f"{type(layer).__name__} already has an attribute {SLOTS!r}; rename it before attaching.")
-        layer._modules[SLOTS] = Slots(state)
+        slots = Slots(state)
+        slots.training = layer.training
+        layer._modules[SLOTS] = slots
         _set_class(layer, _adapted_class(type(layer), tuple(tensors)))
     return slots_of(layer)
 
@@ -225,7 +253,7 @@ def effective(
 ) -> tuple[Tensor, Tensor | None]:
     """What the active adapters (or those of `names`) make of a layer's (weight, bias), in the layer's own dtype."""
     weight = cast(Tensor, layer._parameters[tensor])
-    bias = layer._parameters.get("bias") if _has_joint_bias(layer) else None
+    bias = layer._parameters.get("bias") if tensor == "weight" and _has_joint_bias(layer) else None
     parts = [p for p in slots_of(layer).active(names) if isinstance(p, Adapter) and p.site.tensor == tensor]
     if not parts:
         return weight, bias
@@ -261,10 +289,11 @@ def from_canonical(weight: Tensor, site: Site) -> Tensor:
     return split.transpose(1, 2).flatten(0, 1)
 
 
-def _statistics(layer: nn.Module) -> NormStatistics | None:
-    """The statistics of the last active adapter that has its own."""
-    found = [part for part in slots_of(layer).active() if isinstance(part, NormStatistics)]
-    return found[-1] if found else None
+def _is_live(layer: nn.Module) -> bool:
+    """Whether the statistics in force are those of the adapter that is being trained."""
+    slots = slots_of(layer)
+    found = slots.statistics()
+    return found is not None and found[0] == slots.state.training
 
 
 def _has_joint_bias(layer: nn.Module) -> bool:
@@ -285,11 +314,11 @@ def _property(name: str) -> property:
 
     def read(layer: AdaptedLayer) -> Any:
         if name in STATISTICS:
-            own = _statistics(layer)
-            return layer._buffers.get(name) if own is None else own._buffers[name]
+            own = slots_of(layer).statistics()
+            return layer._buffers.get(name) if own is None else own[1]._buffers[name]
         try:
             joint = _joint.__dict__.get("running", {}).get(id(layer))
-            if _has_joint_bias(layer):
+            if name in ("weight", "bias") and _has_joint_bias(layer):
                 both = effective(layer) if joint is None else joint
                 return both[0] if name == "weight" else both[1]
             return effective(layer, name)[0]
@@ -305,6 +334,12 @@ def _property(name: str) -> property:
 @functools.cache
 def _adapted_class(base: type[nn.Module], tensors: tuple[str, ...]) -> type[nn.Module]:
     body: dict[str, Any] = {name: _property(name) for name in tensors}
+
+    @functools.wraps(base.forward)  # fx, export and inspect see the layer's own arguments
+    def forward(self: AdaptedLayer, *args: Any, **kwargs: Any) -> Any:
+        return self._convpeft_run(*args, **kwargs)
+
+    body["forward"] = forward
     body |= {"_convpeft_base": base, "_convpeft_tensors": tensors, "__doc__": base.__doc__}
     # fx runs modules of torch.nn as they are and would bake the weights of any other class into the graph.
     inside = base.__module__.startswith("torch.nn")

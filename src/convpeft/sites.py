@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, cast
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
@@ -20,7 +21,10 @@ Kind = Literal["conv", "linear", "norm", "parameter", "block"]
 
 NORM_CLASSES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _STAGE = re.compile(r"(?:^|\.)(?:layers?|stages?|blocks?|features|denseblock|s)[._]?(\d+)(?=\.|$)")
-_SLOTS = "convpeft"  # the submodule that injection puts on an adapted layer
+KIND_WORDS = frozenset(
+    ["conv", "linear", "norm", "parameter", "depthwise", "grouped", "pointwise", "spatial", "transposed", "head"]
+)  # these name kinds, never paths
+_WRAPPERS = frozenset(("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"))
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,11 @@ class Site:
         return frozenset(words)
 
     def matches(self, pattern: str) -> bool:
-        """Whether a kind word, a path, a path's beginning or a glob names this site."""
+        """Whether a kind word, a path, a path's beginning or a glob names this site; kind words win over paths."""
         own = self.path if self.kind != "parameter" else f"{self.path}.{self.tensor}".lstrip(".")
-        return pattern in self.tags or own.startswith(f"{pattern}.") or fnmatchcase(own, pattern)
+        if pattern in KIND_WORDS or pattern.startswith("stage:"):
+            return pattern in self.tags
+        return own.startswith(f"{pattern}.") or fnmatchcase(own, pattern)
 
     def describe(self) -> str:
         """Name the site in an error message: `layer 'a.b' (depthwise, weight (32, 1, 3, 3))`."""
@@ -99,8 +105,8 @@ class Site:
 
 
 def canonical_shape(layer: nn.Module) -> tuple[int, ...]:
-    """Shape of a layer's weight as methods see it, `(out, in/groups, *kernel)`."""
-    shape = tuple(cast(nn.Parameter, layer._parameters["weight"]).shape)
+    """Shape of a layer's weight as methods see it, `(out, in/groups, *kernel)`, active adapters included."""
+    shape = tuple(cast(nn.Parameter, layer.weight).shape)
     if isinstance(layer, _ConvTransposeNd):
         return (layer.out_channels, layer.in_channels // layer.groups, *shape[2:])
     return shape
@@ -108,9 +114,16 @@ def canonical_shape(layer: nn.Module) -> tuple[int, ...]:
 
 def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every module of the model with its path, each once, without what adapters added."""
-    for path, module in model.named_modules():
-        if _SLOTS not in path.split("."):
-            yield path, module
+    seen: set[int] = set()
+    waiting = [("", model)]
+    while waiting:
+        path, module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield path, module
+        inside = [(name, child) for name, child in module.named_children() if not hasattr(child, "convpeft_slots")]
+        waiting += [(f"{path}.{name}" if path else name, child) for name, child in reversed(inside)]
 
 
 def find_head(model: nn.Module, head: str = "auto") -> str | None:
@@ -135,6 +148,8 @@ def find_head(model: nn.Module, head: str = "auto") -> str | None:
     get_classifier = getattr(model, "get_classifier", None)  # timm's own answer, where there is one
     if callable(get_classifier):
         said = get_classifier()
+        if isinstance(said, nn.Identity):
+            return None
         for path, module in layers.items():
             if module is said:
                 return path
@@ -143,6 +158,7 @@ def find_head(model: nn.Module, head: str = "auto") -> str | None:
 
 def all_sites(model: nn.Module, *, head: str = "auto") -> tuple[Site, ...]:
     """Every site of the model: convolutions, linear layers, norms and loose parameters, in order."""
+    refuse_unsupported(model)
     head_path = find_head(model, head)
     modules = list(walk(model))
     stages = {path: _stage(path) for path, _ in modules}
@@ -154,7 +170,8 @@ def all_sites(model: nn.Module, *, head: str = "auto") -> tuple[Site, ...]:
             "stage": stages[path],
             "last_stage": last is not None and stages[path] == last,
         }
-        if kind in ("conv", "linear", "norm") and module._parameters.get("weight") is not None:
+        layer = kind != "parameter"
+        if layer and module._parameters["weight"] is not None:
             sites.append(
                 Site(
                     path,
@@ -167,12 +184,11 @@ def all_sites(model: nn.Module, *, head: str = "auto") -> tuple[Site, ...]:
                     **common,
                 )
             )
-        elif kind == "parameter":
-            sites += [
-                Site(path, kind, tuple(tensor.shape), tensor=name, **common)
-                for name, tensor in module._parameters.items()
-                if tensor is not None
-            ]
+        sites += [  # what else the module holds, such as the gain of a scaled weight-standardised convolution
+            Site(path, "parameter", tuple(tensor.shape), tensor=name, **common)
+            for name, tensor in module._parameters.items()
+            if tensor is not None and not (layer and name in ("weight", "bias"))
+        ]
     return tuple(sites)
 
 
@@ -245,32 +261,45 @@ def choose(
     )
 
 
-def refuse_unsupported(model: nn.Module, sites: Sequence[Site]) -> None:
+def refuse_unsupported(model: nn.Module) -> None:
     """Raise for models and layers on which an adapter would be silently wrong.
 
     Raises:
-        ModelError: For a TorchScript model, a DataParallel wrapper, a lazy, parametrized or weight-normed layer.
+        ModelError: For a TorchScript model, a data-parallel wrapper, a model without memory (meta device), or a lazy,
+            parametrized or weight-normed layer.
     """
-    import torch
-
     if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError(
-            "the model is TorchScript, whose layers cannot be adapted. Attach before scripting or tracing."
-        )
-    if isinstance(model, nn.DataParallel):
-        raise ModelError("the model is wrapped in DataParallel, which sets weights itself. Attach to `model.module`.")
+        raise ModelError("the model is TorchScript, whose layers cannot be adapted. Attach before scripting it.")
     for path, module in walk(model):
+        wrapper = _WRAPPERS.intersection(cls.__name__ for cls in type(module).__mro__)
+        if wrapper:
+            name = min(wrapper)
+            raise ModelError(f"{path or 'the model'!r} is wrapped in {name}. Attach to the model first, then wrap it.")
         if isinstance(module, LazyModuleMixin) and cast(Any, module).has_uninitialized_params():
             raise ModelError(f"layer {path!r} is lazy and has no shape yet. Run one forward pass before attaching.")
-        if kind_of(module) in ("conv", "linear") and "weight" not in module._parameters:
+        if any(tensor is not None and tensor.is_meta for tensor in module._parameters.values()):
+            raise ModelError(f"layer {path!r} is on the meta device and has no weights. Load them before attaching.")
+        if kind_of(module) != "parameter" and "weight" not in module._parameters:
             raise ModelError(
                 f"layer {path!r} ({type(module).__name__}) computes its weight (parametrized, weight-normed, pruned). "
                 "Remove that first, for example with torch.nn.utils.parametrize.remove_parametrizations."
             )
-    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    for site in sites:
-        if site.kind in ("parameter", "block") and isinstance(model.get_submodule(site.path), containers):
-            raise ModelError(f"{site.path!r} is a container that runs all its children; name a layer inside it.")
+
+
+def refuse_layer(path: str, layer: nn.Module) -> None:
+    """Raise for a layer whose class cannot be swapped.
+
+    Raises:
+        ModelError: For a container, whose children would include the adapters, and for a layer whose forward was
+            replaced on the instance, which would run past the adapter.
+    """
+    if isinstance(layer, nn.Sequential | nn.ModuleList | nn.ModuleDict | nn.ParameterList | nn.ParameterDict):
+        raise ModelError(f"{path!r} is a container that runs all its children. Name a layer inside it.")
+    if "forward" in layer.__dict__:
+        raise ModelError(
+            f"layer {path!r} ({type(layer).__name__}) has a forward of its own put on the instance, which would run "
+            "past the adapter. Remove that hook or patch before attaching."
+        )
 
 
 def _can_be_head(module: nn.Module) -> bool:

@@ -63,6 +63,9 @@ def save(
     names = record.classes if classes is None else tuple(str(each) for each in classes)
     if names is not None and record.num_classes is not None and len(names) != record.num_classes:
         raise OptionError(f"classes: expected {record.num_classes} names, one an output of the head, got {len(names)}.")
+    for each in names or ():
+        if not each.isprintable():
+            raise OptionError(f"classes: {each!r} is not printable text. Rename the class.")
     record.classes = names
     tensors: dict[str, Tensor] = {}
     parts: list[dict[str, Any]] = []

@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from convpeft.injection import NormStatistics, adapted_layers, slots_of
+from convpeft.injection import adapted_layers, slots_of
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -280,24 +280,22 @@ def adapter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield f"{path}:{name}", tensor
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Perturb every adapter tensor (standard deviation 0.1); variances stay positive, counters are left alone."""
+def randomise(model: nn.Module, seed: int = 0, *, name: str = "") -> nn.Module:
+    """Perturb every adapter tensor (standard deviation 0.1), or those of one adapter.
+
+    Variances stay positive, counters are left alone.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, tensor in adapter_tensors(model):
-            if not tensor.is_floating_point():
+        for path, tensor in adapter_tensors(model):
+            if not tensor.is_floating_point() or (name and f":{name}:" not in path):
                 continue
             noise = 0.1 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
-            if name.endswith("running_var"):
+            if path.endswith("running_var"):
                 tensor.mul_(noise.exp())
             else:
                 tensor.add_(noise)
     return model
-
-
-def has_statistics(model: nn.Module) -> bool:
-    """Whether an adapter of the model keeps running statistics of its own."""
-    return any(isinstance(part, NormStatistics) for part in model.modules())
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

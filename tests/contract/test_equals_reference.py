@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from methods_under_test import METHODS, attach_anything, options_for, reference_of
-from networks import Geometry, Plan, adapter_tensors, geometries, plans, randomise, relative_error
-from reference import normalisation
-from reference.convolution import canonical, convolution, linear, transposed_convolution
 from torch import Tensor, nn
 
 import convpeft
+from contract.methods_under_test import METHODS, attach_anything, options_for, reference_of
+from contract.networks import Geometry, Plan, adapter_tensors, geometries, plans, randomise, relative_error
+from reference import normalisation
+from reference.convolution import canonical, convolution, linear, transposed_convolution
 
 pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore:Using padding='same'")]
 

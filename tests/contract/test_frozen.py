@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from methods_under_test import METHODS, attach_anything
-from networks import Plan, plans, randomise
 from torch import Tensor, nn
 
 import convpeft
+from contract.methods_under_test import METHODS, attach_anything
+from contract.networks import Plan, plans, randomise
 
 pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore:Using padding='same'")]
 

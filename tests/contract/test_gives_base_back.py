@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from methods_under_test import METHODS, attach_anything, options_for
-from networks import Plan, plans, randomise
 from torch import Tensor, nn
 
 import convpeft
+from contract.methods_under_test import METHODS, attach_anything, options_for
+from contract.networks import Plan, plans, randomise
 
 pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore:Using padding='same'")]
 
@@ -83,7 +83,9 @@ def test_merged_model_has_the_base_types_and_keys(method: str, plan: Plan, data:
     model = plan.build()
     before, types = snapshot(model), types_of(model)
     trainable = [parameter.requires_grad for parameter in model.parameters()]
-    randomise(attach_anything(model, method, norm=data.draw(st.sampled_from(convpeft.method_info(method).norm_policies))))
+    randomise(
+        attach_anything(model, method, norm=data.draw(st.sampled_from(convpeft.method_info(method).norm_policies)))
+    )
     convpeft.merge(model)
     assert types_of(model) == types
     assert list(model.state_dict()) == list(before)
@@ -139,7 +141,8 @@ def test_detach_of_one_adapter_leaves_the_others() -> None:
     x = torch.randn(2, 3, 8, 8)
     randomise(convpeft.attach(model, "lora", name="first"))
     expected = model(x)
-    randomise(convpeft.attach(model, "bitfit", name="second"))
+    randomise(convpeft.attach(model, "bitfit", name="second"), name="second")
+    assert not torch.equal(model(x), expected)
     convpeft.detach(model, "second")
     assert torch.equal(model(x), expected)
 

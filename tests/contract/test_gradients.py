@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from methods_under_test import METHODS, attach_anything, options_for
-from networks import Geometry, Plan, geometries, plans, randomise
 from torch import Tensor, nn
 from torch.func import functional_call
 
 import convpeft
+from contract.methods_under_test import METHODS, attach_anything, options_for
+from contract.networks import Geometry, Plan, geometries, plans, randomise
 
 pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore:Using padding='same'")]
 

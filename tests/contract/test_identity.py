@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from methods_under_test import METHODS, attach_anything, options_for
-from networks import Plan, plans, randomise
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 import convpeft
+from contract.methods_under_test import METHODS, attach_anything, options_for
+from contract.networks import Plan, plans, randomise
 
 pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore:Using padding='same'")]
 

@@ -14,9 +14,7 @@ def reference_error(confidence, correct, bins=15):
     for number in range(bins):
         inside = [i for i, c in enumerate(confidence) if number / bins < c <= (number + 1) / bins]
         if inside:
-            gap = sum(correct[i] for i in inside) / len(inside) - sum(confidence[i] for i in inside) / len(
-                inside
-            )
+            gap = sum(correct[i] for i in inside) / len(inside) - sum(confidence[i] for i in inside) / len(inside)
             total += len(inside) / len(confidence) * abs(gap)
     return total
 

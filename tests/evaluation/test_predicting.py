@@ -64,6 +64,23 @@ def test_every_training_flag_is_restored_one_by_one():
     assert {name: module.training for name, module in model.named_modules()} == before
 
 
+class Stubborn(nn.Module):
+    """A frozen norm that stays in evaluation mode whatever its parent says."""
+
+    def train(self, mode=True):
+        return super().train(False)
+
+    def forward(self, images):
+        return images.flatten(1)[:, :3]
+
+
+def test_a_flag_that_train_would_not_set_is_restored():
+    model = Stubborn()
+    model.training = True
+    predict_logits(model, batches())
+    assert model.training
+
+
 def test_training_flags_are_restored_after_an_error():
     model = network()
     before = mixed_flags(model)
@@ -143,9 +160,7 @@ def test_unusable_answers_are_refused_in_one_line(answer, message):
 
 
 def test_no_batches_are_refused():
-    with pytest.raises(
-        DataError, match=r"expected at least one batch of images, got none. Is the split empty?"
-    ):
+    with pytest.raises(DataError, match=r"expected at least one batch of images, got none. Is the split empty?"):
         predict_logits(network(), [])
 
 

@@ -21,9 +21,7 @@ TOLERANCE = 1e-12
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 30), (30, 30), (7, 30), (9_731, 10_000)])
 def test_wilson_interval_equals_scipy(successes, n, confidence):
     expected = scipy.stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    assert wilson_interval(successes, n, confidence=confidence) == pytest.approx(
-        tuple(expected), abs=TOLERANCE
-    )
+    assert wilson_interval(successes, n, confidence=confidence) == pytest.approx(tuple(expected), abs=TOLERANCE)
 
 
 def test_wilson_interval_is_exact_at_the_ends():
@@ -33,9 +31,7 @@ def test_wilson_interval_is_exact_at_the_ends():
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 2)])
 def test_wilson_interval_refuses_impossible_counts(successes, n):
-    with pytest.raises(
-        OptionError, match=f"got successes={successes}, n={n}. Pass the number of right answers"
-    ):
+    with pytest.raises(OptionError, match=f"got successes={successes}, n={n}. Pass the number of right answers"):
         wilson_interval(successes, n)
 
 

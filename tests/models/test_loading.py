@@ -324,6 +324,20 @@ def test_pretrained_stems_are_summed_for_one_channel(published):
     torch.testing.assert_close(model.state_dict()[stem], original.state_dict()[stem].sum(1, keepdim=True))
 
 
+@pytest.mark.parametrize("options", [{}, {"num_classes": 5}, {"in_channels": 1}])
+def test_fetched_weights_that_lack_a_tensor_are_refused(published, options, monkeypatch):
+    from convpeft.models import timm_models, torchvision_models
+
+    source, original = published
+    state = {name: tensor for name, tensor in original.state_dict().items() if tensor.ndim == 4}
+    del state[next(iter(state))]
+    for module in (timm_models, torchvision_models):
+        monkeypatch.setattr(module, "read_weights", lambda path: state)
+    message = refused(source, **options)
+    assert message.startswith(source)
+    assert "issing" in message
+
+
 def test_the_fetched_weights_are_not_kept_a_second_time(published):
     source, _ = published
     model = load_model(source)
@@ -353,6 +367,17 @@ def test_a_timm_model_without_published_weights_starts_random_and_says_so():
     assert notes_of(model) == (
         "timm/skresnet50d: timm has no weights for it, so it starts from random ones; pass weights=FILE.",
     )
+
+
+def test_what_timm_cannot_build_is_a_one_line_error(monkeypatch):
+    from convpeft.models import timm_models
+
+    def fail(name, **settings):
+        raise ValueError("no such\nchannels")
+
+    monkeypatch.setattr(timm_models.timm, "create_model", fail)
+    message = refused("timm/test_resnet", pretrained=False, in_channels=2)
+    assert message == "timm/test_resnet: timm cannot build it (no such channels); leave out in_chans=2."
 
 
 # The user's own function

@@ -43,9 +43,7 @@ def convolution(
     else:
         pads = [(int(p), int(p)) for p in padding]
     x = np.pad(x, [(0, 0), (0, 0), *pads], mode=PAD_MODES[padding_mode])
-    space = [
-        (n - d * (k - 1) - 1) // s + 1 for n, k, d, s in zip(x.shape[2:], kernel, dilation, stride, strict=True)
-    ]
+    space = [(n - d * (k - 1) - 1) // s + 1 for n, k, d, s in zip(x.shape[2:], kernel, dilation, stride, strict=True)]
     grouped = x.reshape(x.shape[0], groups, -1, *x.shape[2:])  # (batch, groups, in/groups, *space)
     filters = weight.reshape(groups, -1, *weight.shape[1:])  # (groups, out/groups, in/groups, *kernel)
     out = np.zeros((x.shape[0], groups, filters.shape[1], *space))

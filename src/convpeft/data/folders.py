@@ -12,7 +12,7 @@ import numpy as np
 from convpeft.data.datasets import FileImages, Parts, Split
 from convpeft.data.images import SUFFIXES, broken_pictures, find_fault
 from convpeft.data.tables import SPLIT_WORDS, TABLE_NAME, Row, read_table
-from convpeft.errors import DataError
+from convpeft.errors import DataError, OptionError
 
 _SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}
 
@@ -31,6 +31,7 @@ def load_folder(
 
     Raises:
         DataError: If the folder is missing or empty, or holds damaged pictures.
+        OptionError: If a fold is asked for that is not there.
     """
     if not root.is_dir():
         fault = "is not a folder" if root.exists() else "does not exist"
@@ -40,7 +41,7 @@ def load_folder(
         table = read_table(root, fold=fold)
         rows, notes = table.rows, list(table.notes)
     elif fold is not None:
-        raise DataError(f"folder '{root}': fold={fold} was asked for, but there is no {TABLE_NAME} with a fold column.")
+        raise OptionError(f"fold={fold}: '{root}' has no {TABLE_NAME} with a fold column. Leave fold out.")
     else:
         rows = _walk(root, notes)
     names = _class_names(root, rows, classes)

@@ -64,10 +64,10 @@ def _read(where: str, stream: IO[bytes], stored: int, dimensions: int) -> NDArra
             f"{where}: starts with {head.hex() or 'nothing'}, expected 000008{dimensions:02x} "
             f"(unsigned bytes, {dimensions} axes). Get the file again."
         )
-    sizes = np.frombuffer(stream.read(4 * dimensions), dtype=">u4")
-    if len(sizes) < dimensions:
+    sizes = stream.read(4 * dimensions)
+    if len(sizes) < 4 * dimensions:
         raise DataError(f"{where}: ends inside its header. Get the file again.")
-    shape = tuple(int(size) for size in sizes)
+    shape = tuple(int(size) for size in np.frombuffer(sizes, dtype=">u4"))
     expected = math.prod(shape)
     check_expansion(where, expected, stored)
     content = bytearray()

@@ -156,7 +156,7 @@ def _parse(spec: str) -> tuple[_Source, str]:
     name, colon, argument = spec.partition(":")
     source = _SOURCES.get(name)
     if source is None:
-        if not colon and Path(spec).expanduser().exists():
+        if spec and not colon and Path(spec).expanduser().exists():
             raise OptionError(f"data '{spec}': is a path, expected a spec. Write 'folder:{spec}' or 'npz:{spec}'.")
         raise OptionError(f"data '{spec}': is no data spec. {nearest(spec, [info.pattern for info in list_sources()])}")
     if not argument and not source.info.needs_network:

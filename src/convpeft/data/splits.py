@@ -111,6 +111,11 @@ def _hold_out_groups(
         nearer = np.sum(np.abs(after / total - fraction)) < np.sum(np.abs(share / total - fraction))
         if nearer and np.all(after < total):
             share, taken[group] = after, True
+    if not taken.any():
+        # Every group is more than the share asked for: one, the smallest that leaves each class an image.
+        possible = [group for group in order if np.all(table[group] < total)]
+        if possible:
+            taken[min(possible, key=lambda group: table[group].sum())] = True
     return taken[group_of]
 
 

@@ -120,7 +120,7 @@ def rebuild(recorded: ModelSource, *, weights: str | Path | None = None) -> nn.M
             weights=recorded.weights if weights is None else weights,
             pretrained=recorded.pretrained,
         )
-    model._convpeft_source = recorded
+    model.__dict__["_convpeft_source"] = recorded
     return model
 
 

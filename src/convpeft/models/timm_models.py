@@ -16,9 +16,8 @@ from torch import nn
 
 from convpeft.errors import ModelError
 from convpeft.models.downloads import fetch_from_hub, fetch_from_url
-from convpeft.models.network import Network
+from convpeft.models.network import Network, load_state
 from convpeft.models.preprocessing import INTERPOLATIONS, Preprocessing, Resize
-from convpeft.models.stems import input_channels
 from convpeft.models.weights import StateDict, read_weights
 
 # Only names: timm also understands "hf-hub:" and "local-dir:", which reach files and repositories of anybody's choice.
@@ -47,8 +46,18 @@ def timm_network(name: str) -> Network:
         return _create(name, num_classes=num_classes, in_channels=in_channels)
 
     def pretrained(num_classes: int | None, in_channels: int | None) -> nn.Module:
-        state = read_weights(_fetch(source, config))
-        return _create(name, num_classes=num_classes, in_channels=in_channels, state=state)
+        # Loaded strictly with its own head: timm would skip over missing tensors once the head is another.
+        model = _create(name, state=read_weights(_fetch(source, config)))
+        if num_classes is None and in_channels is None:
+            return model
+        return load_state(
+            network,
+            dict(model.state_dict()),
+            num_classes=num_classes,
+            in_channels=in_channels,
+            fresh_head=True,
+            file=source,
+        )
 
     def translate(state: StateDict) -> StateDict:
         # timm renames the tensors of older files while it loads them; a file it cannot use is left for the error.
@@ -57,49 +66,42 @@ def timm_network(name: str) -> Network:
         if head is not None:
             overlay["num_classes"] = head.shape[0]
         try:
-            return dict(_create(name, num_classes=None, in_channels=None, state=state, overlay=overlay).state_dict())
+            return dict(_create(name, state=state, overlay=overlay).state_dict())
         except Exception:
             return state
 
-    return Network(
+    network = Network(
         build=build,
         preprocessing=_preprocessing(config),
         pretrained=pretrained if config is not None and config.has_weights else None,
         translate=translate,
         without_weights=f"{source}: timm has no weights for it, so it starts from random ones; pass weights=FILE.",
     )
+    return network
 
 
 def _create(
     name: str,
     *,
-    num_classes: int | None,
-    in_channels: int | None,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
     state: StateDict | None = None,
     overlay: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """Let timm build the model and load the state, adapting the first convolution and leaving out another head."""
+    """Let timm build the model, with random weights or with a state that it translates and loads strictly."""
     wanted = {"num_classes": num_classes, "in_chans": in_channels}
     settings: dict[str, Any] = {key: value for key, value in wanted.items() if value is not None}
+    asked = ", ".join(f"{key}={value}" for key, value in settings.items())
     if state is not None:
         settings["pretrained_cfg_overlay"] = {**(overlay or {}), "state_dict": dict(state)}
     try:
         model = timm.create_model(name, pretrained=state is not None, **settings)
     except (RuntimeError, TypeError, ValueError, KeyError, AssertionError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:160]
-        asked = ", ".join(f"{key}={value}" for key, value in wanted.items() if value is not None)
-        raise ModelError(
-            f"timm/{name}: timm cannot build it ({reason}); leave out {asked or 'this model'} or choose another."
-        ) from None
+        reason = " ".join(str(error).split())[:200]
+        remedy = "get its weights again" if state is not None else f"leave out {asked}" if asked else "choose another"
+        raise ModelError(f"timm/{name}: timm cannot build it ({reason}); {remedy}.") from None
     # The overlay stays in the model's configuration: without this, every copy would carry the weights twice.
     cast("dict[str, object]", model.pretrained_cfg).pop("state_dict", None)
-    # timm starts a first layer that it cannot adapt anew, and only logs it.
-    own_channels = cast("dict[str, Any]", model.pretrained_cfg)["input_size"][0]
-    if state is not None and in_channels not in (None, own_channels, input_channels(model)):
-        raise ModelError(
-            f"timm/{name}: the pretrained weights of its first layer cannot be adapted to {in_channels} channels; "
-            "leave in_channels out, or use pretrained=False."
-        )
     return model
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from convpeft.counting import after_step, param_groups, penalty, trainable_parameters
-from convpeft.errors import RunError
+from convpeft.errors import ModelError, RunError
 from convpeft.evaluation import predict_logits
 from convpeft.training.checkpoints import (
     Checkpoint,
@@ -116,9 +116,9 @@ def fit(
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != settings.precision:
         AcceleratorState._reset_state()  # one process may train several recipes; accelerate keeps the first precision
     accelerator = Accelerator(mixed_precision=settings.precision)
-    rate = settings.lr if settings.lr is not None else param_groups(model)[0]["lr"]
-    optimizer = _make_optimizer(model, settings, rate)
+    optimizer = _make_optimizer(model, settings)
     base_rates = [float(group["lr"]) for group in optimizer.param_groups]
+    own_forward = model.__dict__.get("forward")
     wrapped, prepared, loader = accelerator.prepare(model, optimizer, train_batches.loader)
     weights = None if class_weights is None else class_weights.to(accelerator.device)
     criterion = nn.CrossEntropyLoss(weight=weights, label_smoothing=settings.label_smoothing)
@@ -137,66 +137,74 @@ def fit(
         best_tensors = best
 
     stopped = False
-    for number in range(len(history) + 1, settings.epochs + 1):
-        if _out_of_patience(history, settings.patience):
-            stopped = True
-            break
-        began = time.perf_counter()
-        train_batches.set_epoch(number)
-        wrapped.train()
-        seen, loss_sum, right = 0, 0.0, 0
-        for index, (images, labels, _) in enumerate(loader):
-            step = (number - 1) * steps_an_epoch + index // settings.accumulate
-            factor = _schedule(step, total_steps, settings)
-            for group, base_rate in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = base_rate * factor
-            logits = logits_of(wrapped(images))
-            loss = criterion(logits.float(), labels)
-            extra = penalty(model)
-            objective = loss if extra is None else loss + extra
-            if not torch.isfinite(objective):
-                raise RunError(
-                    f"the loss is {float(objective)} at epoch {number}, step {index + 1}. The last checkpoint holds; "
-                    f"lower train.lr (it is {rate:g}) or set train.clip."
+    try:
+        for number in range(len(history) + 1, settings.epochs + 1):
+            if _out_of_patience(history, settings.patience):
+                stopped = True
+                break
+            began = time.perf_counter()
+            train_batches.set_epoch(number)
+            wrapped.train()
+            seen, loss_sum, right = 0, 0.0, 0
+            for index, (images, labels, _) in enumerate(loader):
+                step = (number - 1) * steps_an_epoch + index // settings.accumulate
+                factor = _schedule(step, total_steps, settings)
+                for group, base_rate in zip(optimizer.param_groups, base_rates, strict=True):
+                    group["lr"] = base_rate * factor
+                logits = logits_of(wrapped(images))
+                loss = criterion(logits.float(), labels)
+                extra = penalty(model)
+                objective = loss if extra is None else loss + extra
+                if not torch.isfinite(objective):
+                    raise RunError(
+                        f"the loss is {float(objective)} at epoch {number}, batch {index + 1}. "
+                        f"Lower train.lr (it is {max(base_rates):g}) or train.clip."
+                    )
+                first = (
+                    index - index % settings.accumulate
+                )  # of this step's batches; the epoch's last step may have fewer
+                accelerator.backward(objective / min(settings.accumulate, len(loader) - first))
+                if (index + 1) % settings.accumulate == 0 or index + 1 == len(loader):
+                    if settings.clip > 0:
+                        accelerator.clip_grad_norm_(trainable_parameters(model), settings.clip)
+                    prepared.step()
+                    prepared.zero_grad(set_to_none=True)
+                    after_step(model)
+                count = len(labels)
+                seen, loss_sum = seen + count, loss_sum + float(loss.detach()) * count
+                right += int((logits.detach().argmax(1) == labels).sum())
+                if watcher is not None:
+                    watcher.step(number, count, loss_sum / seen, right / seen)
+            seconds = time.perf_counter() - began
+            try:
+                val_loss, val_accuracy = _validate(model, val_batches, accelerator.device)
+            except ModelError as error:
+                raise RunError(f"validation after epoch {number}: {error}") from None
+            history.append(
+                Epoch(
+                    number,
+                    loss_sum / max(seen, 1),
+                    right / max(seen, 1),
+                    val_loss,
+                    val_accuracy,
+                    float(optimizer.param_groups[0]["lr"]),
+                    seconds,
+                    seen / seconds,
                 )
-            accelerator.backward(objective / settings.accumulate)
-            if (index + 1) % settings.accumulate == 0 or index + 1 == len(loader):
-                if settings.clip > 0:
-                    accelerator.clip_grad_norm_(trainable_parameters(model), settings.clip)
-                prepared.step()
-                prepared.zero_grad(set_to_none=True)
-                after_step(model)
-            count = len(labels)
-            seen, loss_sum = seen + count, loss_sum + float(loss.detach()) * count
-            right += int((logits.detach().argmax(1) == labels).sum())
-            if watcher is not None:
-                watcher.step(number, count, loss_sum / seen, right / seen)
-        seconds = time.perf_counter() - began
-        val_loss, val_accuracy = _validate(model, val_batches, accelerator.device)
-        history.append(
-            Epoch(
-                number,
-                loss_sum / max(seen, 1),
-                right / max(seen, 1),
-                val_loss,
-                val_accuracy,
-                float(optimizer.param_groups[0]["lr"]),
-                seconds,
-                seen / seconds,
             )
-        )
-        if _best(history) is history[-1]:
-            best_tensors = {key: value.detach().clone() for key, value in adapter_tensors(model).items()}
-        if last is not None and accelerator.is_main_process:
-            facts = {"history": [asdict(row) for row in history]}
-            state = capture(model, optimizer, facts)
-            extra_tensors = {f"best/{key}": value.to("cpu") for key, value in best_tensors.items()}
-            write_checkpoint(Checkpoint(state.tensors | extra_tensors, state.facts), last)
-        if watcher is not None:
-            watcher.epoch(history[-1])
+            if _best(history) is history[-1]:
+                best_tensors = {key: value.detach().clone() for key, value in adapter_tensors(model).items()}
+            if last is not None and accelerator.is_main_process:
+                facts = {"history": [asdict(row) for row in history]}
+                state = capture(model, optimizer, facts)
+                extra_tensors = {f"best/{key}": value.to("cpu") for key, value in best_tensors.items()}
+                write_checkpoint(Checkpoint(state.tensors | extra_tensors, state.facts), last)
+            if watcher is not None:
+                watcher.epoch(history[-1])
+    finally:
+        accelerator.free_memory()
+        _take_off(model, own_forward)
     restore_adapter(model, {key: value.to(accelerator.device) for key, value in best_tensors.items()})
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    accelerator.free_memory()
     return Fit(tuple(history), _best(history), stopped)
 
 
@@ -207,11 +215,19 @@ def logits_of(answer: Any) -> Tensor:
     return cast(Tensor, answer.logits if hasattr(answer, "logits") else answer[0])
 
 
-def _make_optimizer(model: nn.Module, settings: TrainSection, rate: float) -> torch.optim.Optimizer:
-    groups = param_groups(model, lr=rate, weight_decay=settings.weight_decay)
+def _take_off(model: nn.Module, own_forward: Any) -> None:
+    """Remove the forward that accelerate puts on the model for mixed precision; its own unwrapping leaves one."""
+    model.__dict__.pop("_original_forward", None)
+    model.__dict__.pop("forward", None)
+    if own_forward is not None:
+        model.__dict__["forward"] = own_forward
+
+
+def _make_optimizer(model: nn.Module, settings: TrainSection) -> torch.optim.Optimizer:
+    groups = param_groups(model, lr=settings.lr, weight_decay=settings.weight_decay)  # each with its rate
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum)
-    return torch.optim.AdamW(groups, lr=rate)
+        return torch.optim.SGD(groups, momentum=settings.momentum)
+    return torch.optim.AdamW(groups)
 
 
 def _schedule(step: int, total: int, settings: TrainSection) -> float:

@@ -1,0 +1,698 @@
+"""The class swap: one test a trap of replacing a layer's class while keeping everything else it is."""
+
+import copy
+import inspect
+import io
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+import torch.fx
+from timm.layers import Conv2dSame, ScaledStdConv2d, StdConv2d
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.utils import parametrizations
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.prune import l1_unstructured
+
+import convpeft
+from contract.networks import randomise, relative_error
+from convpeft import adapters
+from convpeft.injection import adapted_layers
+
+FLOAT32_TOLERANCE = 1e-5  # promises.md
+ONNX_TOLERANCE = 1e-4  # promises.md, C12
+
+X = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(8)
+    nn.init.normal_(norm.running_mean)
+    pool = nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(inplace=True), pool, nn.Flatten(), nn.Linear(8, 4)).eval()
+
+
+def adapted(method: str = "lora", **arguments: object) -> nn.Sequential:
+    """The network with an adapter that says something."""
+    arguments = {"include": ["conv", "linear"]} | arguments if method == "lora" else arguments
+    return randomise(convpeft.attach(network(), method, **arguments), 2)
+
+
+def move(model: nn.Module) -> None:
+    """Change the adapter, as training does."""
+    with torch.no_grad():
+        for parameter in convpeft.trainable_parameters(model):
+            parameter.add_(0.1)
+
+
+# Code that writes the effective weight back as base applies the delta twice.
+
+
+def test_fusion_with_a_norm_is_refused() -> None:
+    model = adapted()
+    with pytest.raises(convpeft.ModelError, match=r"Conv2d.weight is computed by an adapter.*convpeft\.merge"):
+        fuse_conv_bn_eval(model[0], model[1])
+
+
+def test_fusion_of_a_merged_model_is_right() -> None:
+    model = adapted()
+    expected = model(X)
+    convpeft.merge(model)
+    model[0], model[1] = fuse_conv_bn_eval(model[0], model[1]), nn.Identity()
+    assert relative_error(model(X), expected) <= FLOAT32_TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("value", [nn.Parameter(torch.zeros(8, 3, 3, 3)), torch.zeros(8), None])
+def test_assignment_to_an_adapted_tensor_is_refused(name: str, value: Tensor | None) -> None:
+    model = adapted()
+    expected = model(X)
+    with pytest.raises(convpeft.ModelError, match=f"Conv2d.{name} is computed by an adapter and cannot be assigned"):
+        setattr(model[0], name, value)
+    with pytest.raises(convpeft.ModelError, match="cannot be assigned"):
+        model[0].register_parameter(name, value)
+    assert torch.equal(model(X), expected)
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0"])
+def test_reparameterisation_is_right_or_refused(name: str) -> None:
+    import timm
+    from timm.utils.model import reparameterize_model
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False, num_classes=4).eval()
+    randomise(convpeft.attach(model, "lora", rank=2))
+    x = torch.randn(1, 3, 64, 64)
+    expected = model(x)
+    try:
+        plain = reparameterize_model(model)
+    except convpeft.ModelError:
+        plain = reparameterize_model(convpeft.merged(model))
+    assert relative_error(plain(x), expected) <= 100 * FLOAT32_TOLERANCE  # fused convolutions round differently
+
+
+def test_zeroing_the_effective_weight_does_not_reach_the_base() -> None:
+    for method in ("lora", "full"):
+        model = adapted(method)
+        model[0].weight.data.zero_()
+        convpeft.detach(model)
+        assert torch.equal(model[0].weight, network()[0].weight), method
+
+
+def test_zeroing_the_bias_of_a_bias_adapter_does_not_reach_the_base() -> None:
+    model = adapted("bitfit")
+    model[0].bias.data.zero_()
+    convpeft.detach(model)
+    assert torch.equal(model[0].bias, network()[0].bias)
+
+
+# fx, pickle and copies see the swapped class.
+
+SUBCLASSES = [nn.Conv2d, Conv2dSame, StdConv2d, ScaledStdConv2d]
+
+
+@pytest.mark.parametrize("cls", SUBCLASSES, ids=lambda cls: cls.__name__)
+def test_fx_graph_follows_training(cls: Callable[..., nn.Module]) -> None:
+    model = nn.Sequential(cls(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    convpeft.attach(model, "lora")
+    graph = torch.fx.symbolic_trace(model)
+    before = graph(X)
+    move(model)
+    assert torch.equal(graph(X), model(X))
+    assert not torch.equal(graph(X), before)
+
+
+class OwnForward(nn.Conv2d):
+    """A convolution of somebody's own file, which fx would look into if it were no leaf."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(2 * x, self.weight / self.weight.norm(), self.bias)
+
+
+def test_fx_graph_follows_training_of_own_subclasses() -> None:
+    model = convpeft.attach(nn.Sequential(OwnForward(3, 8, 3), nn.Flatten(), nn.Linear(8 * 49, 4)), "lora")
+    graph = torch.fx.symbolic_trace(model)
+    move(model)
+    assert torch.equal(graph(X), model(X))
+
+
+def test_fx_refuses_to_bake_the_weights_of_an_adapted_root() -> None:
+    model = convpeft.attach(nn.Conv2d(3, 8, 3), "lora")
+    with pytest.raises(convpeft.ModelError, match=r"fx traces into an adapted Conv2d.*Trace a module that contains it"):
+        torch.fx.symbolic_trace(model)
+
+
+class OwnParameter(nn.Module):
+    """A root with a parameter of its own, as class tokens are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.gain = nn.Parameter(torch.ones(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * self.gain
+
+
+def test_fx_graph_of_a_root_with_its_own_parameter_follows_training_or_is_refused() -> None:
+    model = convpeft.attach(OwnParameter(), "full")
+    try:
+        graph = torch.fx.symbolic_trace(model)
+    except convpeft.ModelError as error:
+        assert "fx" in str(error)
+        return
+    move(model)
+    assert torch.equal(graph(X), model(X))
+
+
+def test_adapted_root_keeps_its_signature() -> None:
+    signature = inspect.signature(OwnParameter().forward)
+    assert inspect.signature(convpeft.attach(OwnParameter(), "full").forward) == signature
+
+
+def test_own_subclass_is_adapted_by_its_own_forward() -> None:
+    layer = OwnForward(3, 8, 3)
+    convpeft.attach(layer, "lora")
+    randomise(layer)
+    weight = layer.weight / layer.weight.norm()
+    assert relative_error(layer(X), nn.functional.conv2d(2 * X, weight, layer.bias)) <= FLOAT32_TOLERANCE
+
+
+@pytest.mark.parametrize("cls", SUBCLASSES, ids=lambda cls: cls.__name__)
+def test_swapped_layer_is_an_instance_of_its_class(cls: Callable[..., nn.Module]) -> None:
+    layer = convpeft.attach(cls(3, 8, 3), "lora")
+    assert isinstance(layer, cls)
+    assert type(layer).__module__.startswith("torch.nn")
+    assert type(layer).__qualname__.startswith("Adapted")
+
+
+def test_pickle_gives_the_same_output_and_detaches() -> None:
+    model = adapted(norm="train", num_classes=3)
+    twin = pickle.loads(pickle.dumps(model))
+    assert torch.equal(twin(X), model(X))
+    assert type(twin[0]) is type(model[0])
+    assert torch.equal(convpeft.detach(twin)(X), network()(X))
+    assert type(twin[0]) is nn.Conv2d
+
+
+def test_torch_save_round_trips_a_whole_model() -> None:
+    model, buffer = adapted(), io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    assert torch.equal(torch.load(buffer, weights_only=False)(X), model(X))
+
+
+def test_pickle_opens_in_a_new_process(tmp_path: Path) -> None:
+    model = randomise(convpeft.attach(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval(), "lora"))
+    (tmp_path / "model.pickle").write_bytes(pickle.dumps(model))
+    np.save(tmp_path / "x.npy", X.numpy())
+    code = """
+import pickle, sys, numpy, torch
+torch.set_num_threads(1)
+folder = sys.argv[1]
+model = pickle.load(open(folder + "/model.pickle", "rb"))
+numpy.save(folder + "/y.npy", model(torch.from_numpy(numpy.load(folder + "/x.npy"))).detach().numpy())
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, timeout=120)
+    assert torch.equal(torch.from_numpy(np.load(tmp_path / "y.npy")), model(X))
+
+
+def test_deepcopy_is_independent() -> None:
+    model = adapted()
+    expected = model(X)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(X), expected)
+    move(twin)
+    convpeft.set_active(twin, [])
+    assert torch.equal(model(X), expected)
+
+
+def test_deepcopy_of_one_layer_is_independent() -> None:
+    model = adapted()
+    layer = copy.deepcopy(model[0])
+    expected = layer(X)
+    convpeft.set_active(model, [])
+    assert torch.equal(layer(X), expected)
+
+
+def test_state_dict_of_an_adapted_model_loads_into_another() -> None:
+    model, other = adapted(), convpeft.attach(network(), "lora", include=["conv", "linear"])
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(X), model(X))
+
+
+def test_base_checkpoint_loads_under_its_own_keys() -> None:
+    model = adapted()
+    missing, unexpected = model.load_state_dict(network().state_dict(), strict=False)
+    assert unexpected == []
+    assert all("convpeft" in key for key in missing)
+
+
+# What the property does with errors.
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry as it was once the test has registered a method."""
+    monkeypatch.setattr(adapters, "METHODS", dict(adapters.load_methods()))
+
+
+@pytest.mark.usefixtures("toy")
+def test_attribute_error_inside_a_method_is_not_hidden() -> None:
+    class Broken(adapters.Adapter, name="broken"):
+        broken: ClassVar[bool] = False
+
+        def __init__(self, site: convpeft.Site) -> None:
+            super().__init__(site)
+            self.gain = nn.Parameter(torch.zeros(1))
+
+        def forward(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            return (self.no_such_attribute if self.broken else weight + self.gain), bias
+
+    model = convpeft.attach(network(), "broken")
+    Broken.broken = True
+    with pytest.raises(convpeft.ModelError, match=r"computing the adapted weight failed.*no_such_attribute"):
+        _ = model[0].weight
+    with pytest.raises((convpeft.ModelError, AttributeError), match="no_such_attribute"):
+        model(X)
+
+
+@pytest.mark.usefixtures("toy")
+def test_branch_runs_beside_the_layer_and_is_never_merged() -> None:
+    class Side(adapters.Branch, name="side"):
+        def __init__(self, site: convpeft.Site) -> None:
+            super().__init__(site)
+            self.gain = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: Tensor, output: Tensor) -> Tensor:
+            return output + self.gain * x.mean()
+
+    model = convpeft.attach(network(), "side", include=["0"])
+    assert torch.equal(model(X), network()(X))
+    move(model)
+    assert relative_error(model[0](X), network()[0](X) + 0.1 * X.mean()) <= FLOAT32_TOLERANCE
+    with pytest.raises(convpeft.ModelError, match=r"'side' at '0' is no map of weights and cannot be merged"):
+        convpeft.merge(model)
+    with convpeft.disabled(model):
+        assert torch.equal(model(X), network()(X))
+
+
+class Attention(nn.Module):
+    """MultiheadAttention reads `out_proj.weight` and never calls its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.classifier = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+@pytest.mark.parametrize("method", ["lora", "bitfit", "full"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_attention_projection_is_adapted(method: str, grad: bool) -> None:
+    model, x = Attention().eval(), torch.randn(2, 5, 8)
+    base_output = model(x)
+    randomise(convpeft.attach(model, method))
+    with torch.set_grad_enabled(grad):  # without gradients torch takes a fused path
+        output = model(x)
+        assert not torch.allclose(output, base_output, atol=1e-3)
+        assert relative_error(convpeft.merged(model)(x), output) <= FLOAT32_TOLERANCE
+
+
+@pytest.mark.usefixtures("toy")
+def test_branch_on_an_attention_projection_is_refused() -> None:
+    class Side(adapters.Branch, name="side"):
+        def __init__(self, site: convpeft.Site) -> None:
+            super().__init__(site)
+            self.gain = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: Tensor, output: Tensor) -> Tensor:
+            return output + self.gain
+
+    with pytest.raises(convpeft.ModelError, match="out_proj"):
+        convpeft.attach(Attention(), "side")
+
+
+# Layers that are replaced, wrapped or computed by others.
+
+
+def test_live_norm_put_in_after_attaching_is_found(tmp_path: Path) -> None:
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(adapted())
+    for use in (convpeft.trainable_parameters, convpeft.param_groups, lambda m: convpeft.save(m, tmp_path / "a")):
+        with pytest.raises(convpeft.ModelError, match=r"norm layer '1' \(SyncBatchNorm\) was replaced after attaching"):
+            use(model)
+    assert not (tmp_path / "a").exists()
+
+
+def test_sync_batchnorm_converted_before_attaching_is_frozen() -> None:
+    model = convpeft.attach(nn.SyncBatchNorm.convert_sync_batchnorm(network()), "lora").train()
+    before = model[1].running_mean.clone()
+    model(X)
+    assert torch.equal(model[1].running_mean, before)
+
+
+def test_data_parallel_is_refused() -> None:
+    with pytest.raises(convpeft.ModelError, match=r"wrapped in DataParallel\. Attach to the model first"):
+        convpeft.attach(nn.DataParallel(network()), "lora")
+
+
+def test_data_parallel_replica_of_an_adapted_layer_is_refused() -> None:
+    replica = adapted()[0]._replicate_for_data_parallel()
+    with pytest.raises(convpeft.ModelError, match="cannot be assigned"):
+        replica.weight = torch.zeros(8, 3, 3, 3)
+
+
+def test_distributed_wrapper_is_refused(tmp_path: Path) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(network())
+        with pytest.raises(
+            convpeft.ModelError, match=r"wrapped in DistributedDataParallel\. Attach to the model first"
+        ):
+            convpeft.attach(wrapped, "lora")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_lazy_layer_is_refused_by_name(index: int) -> None:
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 2)]
+    layers[index] = [nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d(), nn.LazyConv2d(8, 3)][index]
+    with pytest.raises(convpeft.ModelError, match=rf"layer '{index}' is lazy.*Run one forward pass"):
+        convpeft.attach(nn.Sequential(*layers), "lora")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        lambda layer: l1_unstructured(layer, "weight", 0.5),
+    ],
+)
+def test_layer_that_computes_its_weight_is_refused_by_name(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = network()
+    wrap(model[0])
+    with pytest.raises(convpeft.ModelError, match=r"layer '0'.*computes its weight.*remove_parametrizations"):
+        convpeft.attach(model, "lora")
+
+
+def test_parametrized_norm_is_refused_by_name() -> None:
+    model = network()
+    nn.utils.parametrize.register_parametrization(model[1], "weight", nn.Softplus())
+    with pytest.raises(convpeft.ModelError, match="layer '1'"):
+        convpeft.attach(model, "lora")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, X)])
+def test_torchscript_is_refused(make: Callable[[nn.Module], nn.Module]) -> None:
+    with pytest.raises(convpeft.ModelError, match=r"TorchScript.*Attach before"):
+        convpeft.attach(make(network()), "lora")
+
+
+def test_layer_that_owns_the_name_of_the_slots_is_refused() -> None:
+    model = network()
+    model[5].convpeft = "mine"
+    with pytest.raises(convpeft.ModelError, match="already has an attribute 'convpeft'"):
+        convpeft.attach(model, "lora", include=["linear"])
+
+
+def test_submodule_that_has_the_name_of_the_slots_is_refused_or_adapted() -> None:
+    model = nn.Sequential()
+    model.add_module("convpeft", nn.Conv2d(3, 8, 3))
+    model.add_module("norm", nn.Conv2d(8, 8, 3))
+    try:
+        convpeft.attach(model, "lora")
+    except convpeft.ModelError as error:
+        assert "'convpeft'" in str(error)
+    else:
+        assert {path for path, _ in adapted_layers(model)} == {"convpeft", "norm"}
+
+
+# Functional use.
+
+
+def test_functional_call_uses_the_tensors_it_is_given() -> None:
+    model = adapted()
+    tensors = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    tensors["0.weight"] += 1
+    changed = copy.deepcopy(model)
+    changed.load_state_dict(tensors)
+    assert torch.equal(functional_call(model, tensors, (X,)), changed(X))
+    assert not torch.equal(functional_call(model, tensors, (X,)), model(X))
+
+
+def test_vmap_runs_an_ensemble_of_adapters() -> None:
+    models = [randomise(convpeft.attach(network(), "lora"), seed) for seed in range(3)]
+    parameters, buffers = stack_module_state(models)
+    outputs = vmap(lambda p, b: functional_call(models[0], (p, b), (X,)))(parameters, buffers)
+    for output, model in zip(outputs, models, strict=True):
+        assert relative_error(output, model(X)) <= FLOAT32_TOLERANCE
+
+
+def test_per_sample_gradients_by_vmap_are_right() -> None:
+    model = adapted()
+    key = "0.convpeft.default:lora.up"
+    parameters = dict(model.named_parameters())
+
+    def loss(up: Tensor, x: Tensor) -> Tensor:
+        return functional_call(model, {**parameters, key: up}, (x[None],)).square().sum()
+
+    each = vmap(torch.func.grad(loss), (None, 0))(parameters[key], X)
+    for gradient, x in zip(each, X, strict=True):
+        expected = torch.autograd.grad(model(x[None]).square().sum(), parameters[key])[0]
+        assert relative_error(gradient, expected) <= FLOAT32_TOLERANCE
+
+
+def test_checkpointed_activations_give_the_same_gradients() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    model = adapted().train()
+    gradients = []
+    for run in (model, lambda x: checkpoint(model, x, use_reentrant=False)):
+        model.zero_grad()
+        run(X).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in convpeft.trainable_parameters(model)])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_hooks_of_an_adapted_layer_still_fire() -> None:
+    model, seen = network(), []
+    model[0].register_forward_pre_hook(lambda *_: seen.append("pre"))
+    model[0].register_forward_hook(lambda _, __, output: 2 * output)
+    randomise(convpeft.attach(model, "lora"))
+    model[0].register_full_backward_hook(lambda *_: seen.append("backward"))
+    doubled = nn.functional.conv2d(X, model[0].weight, model[0].bias) * 2
+    output = model[0](X.clone().requires_grad_())
+    output.sum().backward()
+    assert seen == ["pre", "backward"]
+    assert relative_error(output, doubled) <= FLOAT32_TOLERANCE
+
+
+def test_keyword_input_works() -> None:
+    model = adapted()
+    assert torch.equal(model[0](input=X), model[0](X))
+
+
+# Weights and modules that are used more than once.
+
+
+class Tied(nn.Module):
+    """Two layers that share one weight, and a third that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 3, padding=1)
+        self.second = nn.Conv2d(3, 3, 3, padding=1)
+        self.second.weight = self.first.weight
+        self.twice = nn.Conv2d(3, 3, 3, padding=1)
+        self.classifier = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x).relu()).relu()
+        return self.classifier(self.twice(self.twice(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", ["lora", "bitfit", "full"])
+@pytest.mark.parametrize("include", [["conv"], ["first"], ["second"]])
+def test_tied_weights_are_merged_right(method: str, include: list[str]) -> None:
+    model = Tied().eval()
+    randomise(convpeft.attach(model, method, include=include))
+    expected = model(X)
+    assert relative_error(convpeft.merged(model)(X), expected) <= FLOAT32_TOLERANCE
+    assert relative_error(convpeft.merge(model)(X), expected) <= FLOAT32_TOLERANCE
+
+
+def test_detach_keeps_weights_tied() -> None:
+    model = convpeft.detach(convpeft.attach(Tied(), "full"))
+    assert model.first.weight is model.second.weight
+
+
+def test_module_used_twice_has_one_adapter() -> None:
+    model = convpeft.attach(Tied(), "lora")
+    assert [path for path, _ in adapted_layers(model)] == ["first", "second", "twice"]
+    shared = nn.Conv2d(3, 3, 3, padding=1)
+    model = convpeft.attach(nn.Sequential(shared, nn.ReLU(), shared, nn.Flatten(), nn.Linear(243, 2)), "lora")
+    assert [path for path, _ in adapted_layers(model)] == ["0"]
+    randomise(model)
+    assert relative_error(convpeft.merged(model)(X), model(X)) <= FLOAT32_TOLERANCE
+
+
+# Compilers and exporters.
+
+
+class Geometries(nn.Module):
+    """Every kind of convolution that one forward can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, (3, 2), stride=(1, 2), padding="valid", bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(8, 8, 3, groups=8, padding=2, dilation=2, padding_mode="reflect"),
+            nn.GroupNorm(2, 8),
+            nn.Conv2d(8, 12, 3, groups=4, padding="same", padding_mode="circular"),
+            nn.ConvTranspose2d(12, 6, 3, stride=2, groups=3, output_padding=1),
+            StdConv2d(6, 4, 3, stride=2),
+            Conv2dSame(4, 4, 3, stride=2),
+        )
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.layers(x).mean((2, 3)))
+
+
+def geometries(method: str = "lora") -> nn.Module:
+    torch.manual_seed(0)
+    return randomise(convpeft.attach(Geometries().eval(), method))
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    """No graph that another test left behind."""
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("method", convpeft.list_methods())
+def test_compiled_graph_gives_the_adapted_output(method: str) -> None:
+    model = geometries(method)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert relative_error(compiled(X), model(X)) <= FLOAT32_TOLERANCE
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_graph_trains_like_the_plain_one() -> None:
+    gradients = []
+    for compiled in (False, True):
+        model = geometries().train()
+        run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+        run(X).square().sum().backward()
+        gradients.append([parameter.grad for parameter in convpeft.trainable_parameters(model)])
+    assert all(relative_error(a, b) <= 100 * FLOAT32_TOLERANCE for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_graph_follows_a_change_of_active_adapters() -> None:
+    model = geometries()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled(X)
+    convpeft.set_active(model, [])
+    assert relative_error(compiled(X), model(X)) <= FLOAT32_TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_inductor_gives_the_adapted_output(method: str) -> None:
+    model = geometries(method)
+    assert relative_error(torch.compile(model, fullgraph=True)(X), model(X)) <= 10 * FLOAT32_TOLERANCE
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("name", ["default", "v1.0 é:/"])
+def test_exported_program_gives_the_adapted_output(strict: bool, name: str) -> None:
+    torch.manual_seed(0)
+    model = randomise(convpeft.attach(Geometries().eval(), "lora", name=name))
+    program = torch.export.export(model, (X,), strict=strict)
+    assert relative_error(program.module()(X), model(X)) <= FLOAT32_TOLERANCE
+
+
+def test_exported_layer_keeps_the_names_of_its_inputs() -> None:
+    plain = nn.Conv2d(3, 8, 3)
+    expected = torch.export.export(plain, (X,)).graph_signature.user_inputs
+    assert torch.export.export(convpeft.attach(plain, "lora"), (X,)).graph_signature.user_inputs == expected
+
+
+# The exporter's own code warns; nothing here can change that.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("merged", [False, True])
+def test_onnx_model_gives_the_adapted_output(tmp_path: Path, merged: bool) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = geometries()
+    expected = model(X).detach()
+    file = tmp_path / "model.onnx"
+    torch.onnx.export(convpeft.merged(model) if merged else model, (X,), file, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(file)
+    found = session.run(None, {session.get_inputs()[0].name: X.numpy()})[0]
+    assert float((torch.from_numpy(found) - expected).abs().max()) <= ONNX_TOLERANCE
+
+
+# Precision.
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_model_cast_after_attaching_runs_in_its_dtype(dtype: torch.dtype) -> None:
+    model = adapted().to(dtype)
+    output = model(X.to(dtype))
+    assert output.dtype == dtype
+    assert torch.equal(convpeft.merged(model)(X.to(dtype)), output)
+
+
+def test_small_updates_survive_in_a_bfloat16_model() -> None:
+    layer = nn.Linear(64, 64, bias=False).bfloat16()
+    convpeft.attach(layer, "lora", include=["linear"])
+    assert all(parameter.dtype == torch.float32 for parameter in convpeft.trainable_parameters(layer))
+    with torch.no_grad():
+        for parameter in convpeft.trainable_parameters(layer):
+            parameter.fill_(0.01)
+    inner = dict(layer.named_parameters())
+    delta = inner["convpeft.default:lora.up"] @ inner["convpeft.default:lora.down"]
+    assert torch.equal(layer.weight, (inner["weight"].float() + delta).bfloat16())
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_weights_are_built_in_float32_under_autocast(method: str) -> None:
+    model = adapted(method)
+    expected = model[0].weight
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model[0].weight, expected)
+        output = model(X)
+        output.float().square().sum().backward()
+    assert output.dtype == torch.bfloat16
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in convpeft.trainable_parameters(model))
+
+
+def test_channels_last_gives_the_same_numbers() -> None:
+    model = adapted()
+    expected = model(X)
+    model.to(memory_format=torch.channels_last)
+    assert relative_error(model(X.to(memory_format=torch.channels_last)), expected) <= FLOAT32_TOLERANCE
