@@ -152,6 +152,7 @@ def _check_types(config: dict[str, Any]) -> None:
         "model": (dict, type(None)),
         "parts": list,
         "base": dict,
+        "below": list,
         "tensors": dict,
         "versions": dict,
         "digest": str,

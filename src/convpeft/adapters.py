@@ -8,9 +8,9 @@ import inspect
 import math
 import pkgutil
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,16 @@ class Adapter(Module):
     `forward(weight, bias) -> (weight, bias)` with the weight as `(out, in/groups, *kernel)`, in float32 or wider.
     An adapter knows nothing of names, files or merging; it is the identity after `start`.
     """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Keep float32 when the model is cast to half precision: small updates would be rounded away."""
+
+        def keep_wide(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            narrowed = changed.is_floating_point() and changed.dtype.itemsize < 4 <= tensor.dtype.itemsize
+            return tensor.to(changed.device) if narrowed else changed
+
+        return super()._apply(keep_wide, recurse)
 
 
 class Branch(Module):

@@ -29,7 +29,7 @@ from convpeft.injection import (
     to_canonical,
 )
 from convpeft.methods.full import Full
-from convpeft.norms import choose_policy, norms_with_statistics
+from convpeft.norms import choose_policy, norms_with_statistics, verify_norms
 from convpeft.sites import Site, all_sites, choose, find_head, refuse_layer
 
 RankPolicy = Literal["clamp", "error", "skip"]
@@ -232,6 +232,7 @@ def require_state(model: nn.Module) -> State:
     if state is None:
         raise ModelError("no adapter is attached to this model. Call convpeft.attach or convpeft.load first.")
     if sum(1 for _ in adapted_layers(model)) != state.layers:
+        verify_norms(model)
         raise ModelError("this is a part of the model that was attached to. Call convpeft on the whole model.")
     return state
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -20,7 +20,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer brings its own click and exports no name for this one
+# typer brings its own click and exports no name for the parent of this one
+_UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or an adapter's.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -77,13 +80,8 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Adapt a pretrained network to new images; leaves the adapter and a report in --out."""
-    from convpeft.training.recipe import make_recipe, read_recipe, set_keys
+    from convpeft.training.recipe import make_recipe, put_key, read_recipe, set_keys
 
-    values: dict[str, Any] = {}
-    if resume is not None:
-        values = read_recipe(resume / "recipe.toml") | {"out": str(resume)}
-    elif config is not None:
-        values = read_recipe(config)
     shortcuts: dict[str, Any] = {
         "model.source": model,
         "model.weights": weights,
@@ -96,13 +94,22 @@ def train(
         "out": out,
         "warm_start": warm_start,
     }
-    for key, value in shortcuts.items():
-        if value is not None:
-            section, _, name = key.rpartition(".")
-            target = values.setdefault(section, {}) if section else values
-            target[name or key] = str(value) if isinstance(value, Path) else value
-    method_name = str(values.get("method", {}).get("name", "lora"))
-    values.setdefault("method", {}).update(_method_options(context, method_name))
+    given = {
+        key: str(value) if isinstance(value, Path) else value for key, value in shortcuts.items() if value is not None
+    }
+    if resume is not None and (given or config or assign or context.args):
+        raise OptionError(f"--resume {resume} goes on with the run's own recipe. Leave the other options out.")
+    values: dict[str, Any] = {}
+    if resume is not None:
+        values = read_recipe(resume / "recipe.toml") | {"out": str(resume)}
+    elif config is not None:
+        values = read_recipe(config)
+    for key, value in given.items():
+        put_key(values, key, value)
+    named = set_keys(values, assign or []).get("method")
+    method_name = str(cast(dict[str, Any], named).get("name", "lora")) if isinstance(named, dict) else "lora"
+    for key, value in _method_options(context, method_name).items():
+        put_key(values, f"method.{key}", value)
     recipe = make_recipe(set_keys(values, assign or []), where="recipe" if config is None else str(config))
     from convpeft.commands.training import dry_run_recipe, train_recipe
 
@@ -217,44 +224,57 @@ def _method_options(context: typer.Context, method: str) -> dict[str, Any]:
         elif key in ("norm", "rank_policy") or known is None or key in known:
             options[key] = parse_value(text)
         else:
-            flags = [each.opts[0].removeprefix("--") for each in context.command.params if each.opts]
+            flags = [option.removeprefix("--") for each in context.command.params for option in each.opts]
+            shared = ["include", "exclude", "also-train", "norm", "rank-policy"]
+            own = [option.replace("_", "-") for option in known]
             raise OptionError(
-                f"--{name} is no option of train or of method {method!r}. {nearest(name, [*known, *flags])}"
+                f"--{name} is no option of train or of method {method!r}. {nearest(name, [*own, *shared, *flags])}"
             )
     return options
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; errors are one line on standard error, with status 2 for usage and 1 for failure."""
-    words = sys.argv[1:] if arguments is None else arguments
+    given = sys.argv[1:] if arguments is None else arguments
+    debug, words = "--debug" in given, [word for word in given if word != "--debug"]
     try:
         status = app(args=words, prog_name="convpeft", standalone_mode=False)
     except typer.Abort:
-        _fail("interrupted", 130, words)
+        _interrupted(words)
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.format_message())
             sys.exit(2)
-        _fail(f"{error.format_message()} See `convpeft --help`.", 2, words)
+        _fail(f"{error.format_message()} See `convpeft --help`.", 2, debug=debug)
     except OptionError as error:
-        _fail(str(error), 2, words)
+        _fail(str(error), 2, debug=debug)
     except ConvpeftError as error:
-        _fail(str(error), 1, words)
+        _fail(str(error), 1, debug=debug)
     except ModuleNotFoundError as error:
-        _fail(f"needs the package {error.name}; install it with pip install 'convpeft[train]'.", 1, words)
+        _fail(f"needs the package {error.name}; install it with pip install 'convpeft[train]'.", 1, debug=debug)
     except KeyboardInterrupt:
-        _fail("interrupted; go on with `convpeft train --resume RUN`.", 130, words)
+        _interrupted(words)
     except BrokenPipeError:
         sys.exit(0)
     except OSError as error:
-        _fail(f"{error.filename or 'file'}: {error.strerror or error}.", 1, words)
+        _fail(f"{error.filename or 'file'}: {error.strerror or error}.", 1, debug=debug)
     except MemoryError:
-        _fail("out of memory. Lower train.batch_size.", 1, words)
+        _fail("out of memory. Lower train.batch_size.", 1, debug=debug)
+    except Exception as error:  # a fault of ours or of a library: still one line
+        remedy = "Lower train.batch_size." if "memory" in str(error).lower() else "See where with --debug."
+        _fail(f"{type(error).__name__}: {error}. {remedy}", 1, debug=debug)
+    if status == _INTERRUPTED:  # typer turns Ctrl-C into this status
+        _interrupted(words)
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _fail(message: str, status: int, words: list[str]) -> NoReturn:
-    if "--debug" in words and (error := sys.exception()) is not None:
+def _interrupted(words: list[str]) -> NoReturn:
+    remedy = " Go on with `convpeft train --resume RUN`." if "train" in words else ""
+    _fail(f"interrupted.{remedy}", _INTERRUPTED, debug=False)
+
+
+def _fail(message: str, status: int, *, debug: bool) -> NoReturn:
+    if debug and (error := sys.exception()) is not None:
         raise error
     typer.echo(f"convpeft: {' '.join(message.split())}", err=True)
     sys.exit(status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -43,8 +44,7 @@ def print_json(value: Any) -> None:
 class ProgressBar:
     """A bar over all epochs with loss, accuracy, images/s and the time that remains."""
 
-    def __init__(self, epochs: int, images: int, *, title: str = "training", quiet: bool = False) -> None:
-        self._images = images
+    def __init__(self, epochs: int, images: int, *, quiet: bool = False, lines: bool = True) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -57,9 +57,8 @@ class ProgressBar:
             transient=True,
             disable=quiet or not console.is_terminal,
         )
-        self._title, self._quiet = title, quiet
-        self._task = self._progress.add_task(title, total=epochs * images, figures="")
-        self._epochs = epochs
+        self._lines, self._epochs, self._images = lines and not quiet, epochs, images
+        self._task = self._progress.add_task("training", total=epochs * images, figures="")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -73,18 +72,15 @@ class ProgressBar:
     def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
         """A batch of so many images was seen."""
         task = self._progress.tasks[0]
+        if not task.completed:  # a resumed run starts at a later epoch
+            self._progress.update(self._task, completed=(epoch - 1) * self._images)
         figures = f"loss {loss:.3f}  accuracy {accuracy:6.1%}  {task.speed or 0:6.0f} images/s"
-        self._progress.update(
-            self._task,
-            advance=images,
-            description=f"{escape(self._title)} {epoch}/{self._epochs}",
-            figures=figures,
-            completed=max(task.completed + images, (epoch - 1) * self._images + images) if not task.completed else None,
-        )
+        description = f"epoch {epoch}/{self._epochs}"
+        self._progress.update(self._task, advance=images, description=description, figures=figures)
 
     def epoch(self, epoch: Epoch) -> None:
         """Print one line for an epoch that ended."""
-        if self._quiet:
+        if not self._lines:
             return
         self._progress.console.print(
             f"epoch {epoch.epoch:>3}  train loss {epoch.train_loss:.4f}  train accuracy {epoch.train_accuracy:6.2%}  "
@@ -92,6 +88,11 @@ class ProgressBar:
             f"{epoch.images_per_second:,.0f} images/s",
             soft_wrap=True,
         )
+
+
+def command_line() -> list[str]:
+    """The command that is running, as it would be typed, for reports."""
+    return ["convpeft", *sys.argv[1:]]
 
 
 def plain(value: Any) -> str:

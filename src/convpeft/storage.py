@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,13 +69,12 @@ def save(
         if not each.isprintable():
             raise OptionError(f"classes: {each!r} is not printable text. Rename the class.")
     record.classes = names
-    tensors: dict[str, Tensor] = {}
-    parts: list[dict[str, Any]] = []
-    for layer_path, layer in adapted_layers(model):
-        for label, part in slots_of(layer).parts(name):
-            parts.append(_describe_part(layer_path, label, part))
-            for key, value in part.state_dict().items():
-                tensors[f"{layer_path}:{label}.{key}"] = value.detach().to("cpu").contiguous()
+    parts = [
+        _describe_part(layer_path, label, part)
+        for layer_path, layer in adapted_layers(model)
+        for label, part in slots_of(layer).parts(name)
+    ]
+    tensors = _tensors_of(model, name)
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
             raise AdapterFileError(f"tensor {key!r} holds NaN or infinity and is not saved. Lower the learning rate.")
@@ -92,6 +93,7 @@ def save(
         "model": None if source is None else source.to_dict(),
         "parts": parts,
         "base": {"fingerprint": total, "tensors": each},
+        "below": _digests(model, state.active[: state.active.index(name)] if name in state.active else ()),
         "tensors": {key: tensor_digest(value) for key, value in sorted(tensors.items())},
         "versions": {"convpeft": __version__, "torch": torch.__version__},
     }
@@ -120,9 +122,34 @@ def load(model: Model, path: str | Path, *, name: str | None = None, force: bool
     if label in state.names:
         raise OptionError(f"name={label!r} is in use on this model. Give another name=... to convpeft.load.")
     _check_base(model, file, force=force)
+    below = file.config["below"]
+    if below and below != _digests(model, state.active) and not force:
+        raise AdapterFileError(
+            f"{file.path}: was trained on top of {len(below)} other adapters, and this model has "
+            f"{len(state.active)} active ones or others. Load and activate the same ones first, or force=True."
+        )
     record, parts = _rebuild_parts(model, file)
     install(model, state, label, record, parts)
     return model
+
+
+def _tensors_of(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """Every tensor of one adapter, as it is stored."""
+    return {
+        f"{path}:{label}.{key}": value.detach().to("cpu").contiguous()
+        for path, layer in adapted_layers(model)
+        for label, part in slots_of(layer).parts(name)
+        for key, value in part.state_dict().items()
+    }
+
+
+def _digests(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """What tells each of these adapters from any other."""
+    found: list[str] = []
+    for name in names:
+        each = {key: tensor_digest(value) for key, value in _tensors_of(model, name).items()}
+        found.append(hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest())
+    return found
 
 
 def _describe_part(path: str, label: str, part: nn.Module) -> dict[str, Any]:

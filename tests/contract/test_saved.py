@@ -19,7 +19,7 @@ import convpeft
 from contract.methods_under_test import METHODS, attach_anything, options_for
 from contract.networks import Plan, plans, randomise
 from convpeft.adapter_file import description_digest
-from convpeft.fingerprints import tensor_digest
+from convpeft.fingerprints import fingerprint, tensor_digest
 
 pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore:Using padding='same'")]
 SHARED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -137,7 +137,7 @@ def test_refusal_names_both_fingerprints_and_leaves_the_model_alone(tmp_path: Pa
     with pytest.raises(convpeft.AdapterFileError) as refusal:
         convpeft.load(other, tmp_path / "adapter")
     for model in (network(), other):
-        assert convpeft.fingerprints.fingerprint(model)[0][:16] in str(refusal.value)
+        assert fingerprint(model)[0][:16] in str(refusal.value)
     assert list(other.state_dict()) == keys
     assert type(other[0]) is nn.Conv2d
 
@@ -180,6 +180,8 @@ def files_of(folder: Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def rewrite(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:
+    """Write both files again, the description signed anew, as somebody who knows the format would."""
+    config = config | {"digest": description_digest(config)}
     config = config | {"digest": description_digest(config)}  # so that the checks behind it are reached
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "adapter_model.safetensors")
@@ -286,6 +288,14 @@ def test_each_tensor_changed_by_one_bit_is_refused(victim: Path) -> None:
         flipped = bytearray(data)
         flipped[position] ^= 1
         file.write_bytes(flipped)
+        refused(victim)
+
+
+def test_each_byte_of_the_description_changed_is_refused(victim: Path) -> None:
+    file = victim / "adapter_config.json"
+    text = file.read_bytes()
+    for position in range(0, len(text), 23):
+        file.write_bytes(text[:position] + bytes([text[position] ^ 1]) + text[position + 1 :])
         refused(victim)
 
 

@@ -105,7 +105,7 @@ def test_archive_without_a_batch_names_it(tmp_path):
         load_data(f"cifar10:{tmp_path}")
 
 
-@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "cifar-10-batches-py/../../evil"])
+@pytest.mark.parametrize("name", ["../evil", "/evil", "cifar-10-batches-py/../../evil"])
 def test_archive_writes_nothing_outside(tmp_path, name):
     files, _ = cifar10_files()
     root = tmp_path / "root"

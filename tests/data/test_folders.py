@@ -46,6 +46,28 @@ def test_class_only_in_test_is_an_error(tmp_path):
         load_data(f"folder:{tmp_path}")
 
 
+def test_class_may_be_called_train(tmp_path):
+    assert load_data(f"folder:{class_folders(tmp_path, {'train': 5, 'tractor': 5})}").classes == ("tractor", "train")
+
+
+def test_splits_without_train_are_not_taken_for_classes(tmp_path):
+    for name in ("val", "test"):
+        class_folders(tmp_path / name, {"a": 2, "b": 2})
+    with pytest.raises(DataError, match="has no training images"):
+        load_data(f"folder:{tmp_path}")
+
+
+def test_splits_without_class_folders_are_not_taken_for_classes(tmp_path):
+    with pytest.raises(DataError, match="holds no pictures in class folders"):
+        load_data(f"folder:{class_folders(tmp_path, {'train': 5, 'test': 5})}")
+
+
+def test_folders_beside_the_splits_are_noted(tmp_path):
+    class_folders(tmp_path / "train", {"a": 9, "b": 9})
+    class_folders(tmp_path, {"drafts": 1})
+    assert load_data(f"folder:{tmp_path}").notes[0] == "ignored beside the splits: drafts"
+
+
 def test_hidden_folders_and_files_are_no_classes(tmp_path):
     class_folders(tmp_path, {"a": 5, "b": 5, ".thumbs": 3, "__MACOSX": 3})
     save_picture(tmp_path / "a" / ".hidden.png")

@@ -2,6 +2,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from convpeft.data import load_data
 from convpeft.data.datasets import Dataset
@@ -13,21 +14,28 @@ def everything() -> Dataset:
     return load_data("glyphs:all")
 
 
-def pixels(dataset: Dataset, split: str, name: str) -> np.ndarray:
-    """The pictures of one class as float rows (count, 784)."""
+def pictures(dataset: Dataset, split: str, name: str) -> list[np.ndarray]:
     part = dataset.splits()[split]
-    places = np.flatnonzero(part.labels == dataset.classes.index(name))
-    return np.stack([part.images[i].ravel() for i in places]).astype(np.float32)
+    return [part.images[i][:, :, 0] for i in np.flatnonzero(part.labels == dataset.classes.index(name))]
 
 
-def neighbour_error(dataset: Dataset, one: str, other: str) -> float:
-    """Share of test pictures of two classes whose nearest training picture is of the wrong one."""
+def shape_of(picture: np.ndarray) -> np.ndarray:
+    """The inked box of a picture scaled to 12 x 12 and unit length: place, size and brightness are gone."""
+    ink = picture > 110
+    rows, columns = (np.flatnonzero(ink.any(axis)) if ink.any() else [0, 27] for axis in (1, 0))
+    box = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    scaled = np.asarray(Image.fromarray(box).resize((12, 12), Image.Resampling.BILINEAR)).astype(np.float32).ravel()
+    return scaled / max(float(np.linalg.norm(scaled)), 1.0)
+
+
+def confusion(dataset: Dataset, one: str, other: str) -> float:
+    """Share of test pictures of two classes that the five nearest training shapes put into the wrong one."""
     train, test = (
-        np.concatenate([pixels(dataset, split, one), pixels(dataset, split, other)]) for split in ("train", "test")
+        np.stack([shape_of(p) for name in (one, other) for p in pictures(dataset, split, name)])
+        for split in ("train", "test")
     )
-    distance = (train**2).sum(1)[None] - 2 * test @ train.T
-    found = distance.argmin(1) >= len(train) // 2
-    return float(np.mean(found != (np.arange(len(test)) >= len(test) // 2)))
+    nearest = np.argsort(-(test @ train.T), axis=1)[:, :5] >= len(train) // 2
+    return float(np.mean((nearest.mean(1) > 0.5) != (np.arange(len(test)) >= len(test) // 2)))
 
 
 def test_sets_have_their_classes_and_counts(everything):
@@ -50,12 +58,12 @@ def test_drawing_again_gives_the_same_bytes():
 
 def test_seed_does_not_change_the_pictures():
     one, other = (load_data("glyphs:digits", seed=seed) for seed in (0, 1))
-    assert np.array_equal(pixels(one, "train", "3"), pixels(other, "train", "3"))
+    assert np.array_equal(pictures(one, "train", "3"), pictures(other, "train", "3"))
 
 
 def test_digits_are_a_part_of_all(everything):
     digits = load_data("glyphs:digits")
-    assert np.array_equal(pixels(digits, "test", "5"), pixels(everything, "test", "5"))
+    assert np.array_equal(pictures(digits, "test", "5"), pictures(everything, "test", "5"))
 
 
 def test_no_picture_occurs_twice(everything):
@@ -65,17 +73,17 @@ def test_no_picture_occurs_twice(everything):
 
 @pytest.mark.parametrize("pair", ["0O", "Il", "sS", "xX", "oO"])
 def test_twins_are_often_confused(everything, pair):
-    assert neighbour_error(everything, *pair) > 0.15
+    assert confusion(everything, *pair) > 0.15
 
 
 @pytest.mark.parametrize("pair", ["5S", "2Z", "1I", "1l"])
 def test_look_alikes_are_confused(everything, pair):
-    assert neighbour_error(everything, *pair) > 0.05
+    assert confusion(everything, *pair) > 0.065
 
 
 @pytest.mark.parametrize("pair", ["0X", "1W", "5T", "2H"])
 def test_unlike_characters_are_told_apart(everything, pair):
-    assert neighbour_error(everything, *pair) < 0.03
+    assert confusion(everything, *pair) < 0.02
 
 
 def test_zero_of_mono_faces_bears_no_mark():

@@ -66,6 +66,14 @@ def test_class_names_come_from_the_file(path):
     assert "class 'unclear': no images in any split" in dataset.notes
 
 
+def test_name_without_images_shifts_no_label(path):
+    arrays = medmnist()
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_labels"] = arrays[f"{split}_labels"] * 2
+    dataset = load_data(save(path, arrays | {"classes": np.array(["healthy", "unclear", "ill"])}))
+    assert [dataset.classes[y] for y in dataset.test.labels[:2]] == ["healthy", "ill"]
+
+
 def test_array_in_column_order_keeps_its_places(path):
     arrays = medmnist()
     arrays["test_images"] = np.asfortranarray(arrays["test_images"])

@@ -79,6 +79,15 @@ def test_picture_that_fits_is_unchanged(resize):
     assert difference(prepare(image, expecting(resize=resize)), image.transpose(2, 0, 1)) == 0
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_read_only_picture_is_copied(channels):
+    image = noise(16, 16, channels)
+    image.setflags(write=False)
+    before = image.copy()
+    prepare(image, expecting(channels=channels)).zero_()
+    assert np.array_equal(image, before)
+
+
 def test_thin_strip_costs_no_memory():
     assert prepare(noise(1, 50_000), expecting((224, 224))).shape == (3, 224, 224)
 

@@ -79,7 +79,7 @@ def test_groups_larger_than_the_share_give_one_group():
 def test_class_of_one_group_stays_in_train():
     labels = np.array([0] * 20 + [1] * 5)
     groups = tuple(str(i // 2) for i in range(20)) + ("only",) * 5
-    held = hold_out(labels, 0.3, rng=np.random.default_rng(0), groups=groups)
+    held = hold_out(labels, 0.6, rng=np.random.default_rng(0), groups=groups)
     assert held[:20].any()
     assert not held[20:].any()
 

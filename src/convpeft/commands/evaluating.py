@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convpeft.console import print_json, say, show_table
+from convpeft.console import command_line, print_json, say, show_table
 from convpeft.errors import DataError, OptionError, RunError
 from convpeft.training.recipe import Recipe, make_recipe, read_recipe
 
@@ -25,6 +26,7 @@ def evaluate_path(
     as_json: bool,
 ) -> None:
     """Evaluate a run or an adapter and write its figures beside it."""
+    from convpeft.adapter_file import find_adapter
     from convpeft.data import load_data
     from convpeft.evaluation import classification_metrics
     from convpeft.evaluation.inference import evaluate_split, load_classifier
@@ -32,23 +34,31 @@ def evaluate_path(
     from convpeft.reporting.sections import classification_sections
     from convpeft.training.results import gallery, write_plots, write_predictions
 
+    find_adapter(path)
     recipe = _recipe_of(path)
     if data is None and recipe is None:
         raise OptionError(f"{path}: is no run, so it tells no images. Give --data.")
     classifier = load_classifier(path, weights=weights)
-    if data is not None:
-        dataset, spec = load_data(data), data
+    if recipe is None:
+        dataset = load_data(data or "")
     else:
         from convpeft.training.preparing import load_recipe_data
 
-        assert recipe is not None
-        dataset, spec = load_recipe_data(recipe), recipe.data.source
+        # the run's own seed, or a folder that it was trained on would be split in another way
+        same = data in (None, recipe.data.source)
+        own = recipe.data if same else recipe.data.model_copy(update={"source": data, "fold": None})
+        dataset = load_recipe_data(recipe.model_copy(update={"data": own}))
+    spec = dataset.spec
     predictions, classes = evaluate_split(classifier, dataset, split, who=who)
     metrics = classification_metrics(predictions.probabilities, predictions.labels, classes)
     facts: dict[str, Any] = metrics.to_dict() | {"run": str(path), "data": spec, "split": split, "model": who}
     if against is not None:
-        facts["against"] = _compare(path, against, dataset.splits()[split].ids, predictions.correct)
-    target = out if out is not None else (path / "evaluation" / _slug(f"{who}-{spec}-{split}") if recipe else None)
+        truth = {
+            dataset.splits()[split].ids[i]: classes[k]
+            for i, k in zip(predictions.index, predictions.labels, strict=True)
+        }
+        facts["against"] = _compare(path, against, truth, predictions.correct)
+    target = out if out is not None else (path / "evaluation" / _slug(f"{who}-{split}-{spec}") if recipe else None)
     if target is not None:
         target.mkdir(parents=True, exist_ok=True)
         (target / "metrics.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -64,7 +74,7 @@ def evaluate_path(
                 sections=(
                     *classification_sections(metrics),
                     *gallery(dataset, split, predictions, classes),
-                    Code("Command", f"convpeft evaluate {path} --data {spec} --split {split}"),
+                    Code("Command", shlex.join(command_line())),
                 ),
             ),
         )
@@ -83,21 +93,22 @@ def _recipe_of(path: Path) -> Recipe | None:
     return make_recipe(read_recipe(file), where=str(file)) if file.is_file() else None
 
 
-def _compare(path: Path, other: Path, ids: Sequence[str], correct: Any) -> dict[str, Any]:
+def _compare(path: Path, other: Path, truth: Mapping[str, str], correct: Any) -> dict[str, Any]:
     """Paired difference to another run's predictions on the same images."""
     import numpy as np
 
+    from convpeft.adapter_file import one_line
     from convpeft.evaluation import describe_difference, mcnemar, paired_difference
 
     file = other / "predictions.csv"
     try:
         with file.open(newline="", encoding="utf-8") as handle:
-            theirs = {row["image"]: row["label"] == row["predicted"] for row in csv.DictReader(handle)}
-    except (OSError, KeyError) as error:
-        raise RunError(f"{file}: cannot be read ({error}). --against takes a run's directory.") from None
-    if set(ids) != set(theirs):
+            rows = {row["image"]: (row["label"], row["predicted"]) for row in csv.DictReader(handle)}
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise RunError(f"{file}: cannot be read ({one_line(error)}). --against takes a run's directory.") from None
+    if {image: label for image, (label, _) in rows.items()} != truth:
         raise DataError(f"{other}: was tested on other images, so the two cannot be paired. Use equal --data and seed.")
-    right = np.array([theirs[each] for each in ids])
+    right = np.array([rows[image][0] == rows[image][1] for image in truth])
     difference = paired_difference(correct, right, seed=0)
     sentence = describe_difference(difference, a=str(path), b=str(other))
     return {

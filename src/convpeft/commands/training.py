@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from convpeft.console import ProgressBar, plain, print_json, say, show_table
+from convpeft.console import ProgressBar, command_line, plain, print_json, say, show_table
 from convpeft.training.recipe import Recipe
 
 
@@ -16,6 +16,7 @@ def train_recipe(recipe: Recipe, *, resume: bool, as_json: bool) -> None:
     from convpeft.training.runs import prepare_in, run_prepared
 
     prepared = prepare_in(recipe, resume=resume)
+    recipe = prepared.recipe
     images = len(prepared.dataset.train)
     if not as_json:
         numbers = count(prepared.model)
@@ -28,7 +29,7 @@ def train_recipe(recipe: Recipe, *, resume: bool, as_json: bool) -> None:
             say(f"note: {note}")
     with ProgressBar(recipe.train.epochs, images, quiet=as_json) as bar:
         result = run_prepared(prepared, Path(recipe.out), resume=resume, watcher=bar)
-    write_run(result)
+    write_run(result, command_line())
     if as_json:
         print((result.out / "metrics.json").read_text(encoding="utf-8"), end="")  # noqa: T201
         return
@@ -60,6 +61,7 @@ def dry_run_recipe(recipe: Recipe, *, as_json: bool) -> None:
     from convpeft.training.preparing import prepare_run
 
     prepared = prepare_run(recipe)
+    recipe = prepared.recipe
     numbers, state = count(prepared.model), state_of(prepared.model)
     skipped = [path for record in state.names.values() for path in record.skipped] if state else []
     if as_json:

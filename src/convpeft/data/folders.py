@@ -65,10 +65,12 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 def _walk(root: Path, notes: list[str]) -> list[Row]:
     folders = _subfolders(root)
     split_of = {folder: SPLIT_WORDS.get(folder.name.lower()) for folder in folders}
-    if any(split == "train" for split in split_of.values()):
+    named = [folder for folder, split in split_of.items() if split is not None]
+    # "train" alone may be a class of vehicles; a split holds folders in turn.
+    if named and (len(named) == len(folders) or any(_subfolders(folder) for folder in named)):
         ignored = [folder.name for folder, split in split_of.items() if split is None]
         if ignored:
-            notes.append(f"ignored beside train: {', '.join(ignored)}")
+            notes.append(f"ignored beside the splits: {', '.join(ignored)}")
         chosen = [(folder, split) for folder, split in split_of.items() if split is not None]
     else:
         chosen = [(root, "train")]

@@ -41,7 +41,9 @@ def prepare(image: NDArray[np.uint8], preprocessing: Preprocessing) -> torch.Ten
     grey = image.shape[2] == 1 or preprocessing.channels == 1
     pixels = convert_channels(image, 1 if grey else preprocessing.channels)
     pixels = _resize(pixels, preprocessing)
-    return torch.from_numpy(np.ascontiguousarray(convert_channels(pixels, preprocessing.channels).transpose(2, 0, 1)))
+    planes = convert_channels(pixels, preprocessing.channels).transpose(2, 0, 1)
+    # Always a copy: the source may be read-only, and its owner must not see what happens to the tensor.
+    return torch.from_numpy(np.array(planes, order="C"))
 
 
 def convert_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:

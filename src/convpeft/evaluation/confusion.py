@@ -52,9 +52,7 @@ class Mistake:
     confidence: float
 
 
-def confusion_matrix(
-    labels: NDArray[np.int64], predicted: NDArray[np.int64], *, num_classes: int
-) -> NDArray[np.int64]:
+def confusion_matrix(labels: NDArray[np.int64], predicted: NDArray[np.int64], *, num_classes: int) -> NDArray[np.int64]:
     """Count images by true class (row) and predicted class (column), (K, K) int64."""
     flat = np.bincount(labels * num_classes + predicted, minlength=num_classes * num_classes)
     return flat.reshape(num_classes, num_classes).astype(np.int64)

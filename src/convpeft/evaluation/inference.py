@@ -16,11 +16,10 @@ from torch import nn
 from convpeft.adapter_file import read_adapter
 from convpeft.attachment import disabled, old_head
 from convpeft.data import Dataset, ImageBatches, Split, prepare, read_image
+from convpeft.data.images import SUFFIXES
 from convpeft.errors import AdapterFileError, DataError
 from convpeft.evaluation.predicting import Predictions, predict_logits
 from convpeft.models import Preprocessing, from_adapter
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def load_classifier(path: str | Path, *, weights: str | Path | None = None) -> C
     for field in ("classes", "preprocessing"):
         if file.config[field] is None:
             raise AdapterFileError(f"{file.path}: tells no {field}. Save with convpeft.save(..., {field}=...).")
-    model = from_adapter(path, weights=weights).eval()
+    model = from_adapter(path, weights=weights).eval().to("cuda" if torch.cuda.is_available() else "cpu")
     told = Preprocessing.from_dict(file.config["preprocessing"], where=str(file.path))
     return Classifier(model, told, tuple(file.config["classes"]))
 
@@ -91,7 +90,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
+            inside = sorted(each for each in path.rglob("*") if _is_picture(each.relative_to(path)) and each.is_file())
             if not inside:
                 raise DataError(f"{path}: holds no image. Looked for {', '.join(sorted(SUFFIXES))}.")
             found += inside
@@ -100,6 +99,11 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         else:
             raise DataError(f"{path}: there is no such file or folder.")
     return found
+
+
+def _is_picture(inside: Path) -> bool:
+    """By its name; hidden files and folders, and what macOS puts into archives, are none."""
+    return inside.suffix.lower() in SUFFIXES and not any(p.startswith(".") or p == "__MACOSX" for p in inside.parts)
 
 
 def evaluate_split(

@@ -89,9 +89,7 @@ def paired_difference(
     """
     only_a, only_b, n = _discordant("paired_difference", correct_a, correct_b)
     if resamples < 1:
-        raise OptionError(
-            f"paired_difference: expected resamples >= 1, got {resamples}. The usual number is 10,000."
-        )
+        raise OptionError(f"paired_difference: expected resamples >= 1, got {resamples}. The usual number is 10,000.")
     tail = tail_of("paired_difference", confidence)
     # Each image contributes +1, -1 or 0, so resampling images is drawing three multinomial counts.
     shares = np.array([only_a, only_b, n - only_a - only_b], dtype=np.float64) / n

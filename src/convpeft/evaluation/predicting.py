@@ -85,9 +85,7 @@ def predict_logits(
             if progress is not None:
                 progress(len(rows))
     if not logits:
-        raise DataError(
-            "predict_logits: expected at least one batch of images, got none. Is the split empty?"
-        )
+        raise DataError("predict_logits: expected at least one batch of images, got none. Is the split empty?")
     return Predictions(np.concatenate(logits), np.concatenate(labels), np.concatenate(index))
 
 

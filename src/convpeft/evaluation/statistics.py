@@ -109,9 +109,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def minimum_detectable_effect(
-    n: int, accuracy: float, *, power: float = 0.8, confidence: float = 0.95
-) -> float:
+def minimum_detectable_effect(n: int, accuracy: float, *, power: float = 0.8, confidence: float = 0.95) -> float:
     """Say how large an accuracy difference must be to be found with n test images.
 
     The smallest d with d = z_a sqrt(2 m (1 - m) / n) + z_b sqrt((p (1 - p) + q (1 - q)) / n), where p is the

@@ -43,10 +43,10 @@ def restore_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Write saved adapter tensors back, in place.
 
     Raises:
-        RunError: If the names are not those of this model.
+        RunError: If names or shapes are not those of this model.
     """
     own = adapter_tensors(model)
-    if own.keys() != tensors.keys():
+    if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in tensors.items()}:
         raise RunError("the checkpoint was made with other layers. Resume with the run's own recipe.")
     with torch.no_grad():
         for key, value in own.items():
@@ -105,7 +105,7 @@ def write_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         save_file(checkpoint.tensors, work / _TENSORS)
-        digest = hashlib.sha256((work / _TENSORS).read_bytes()).hexdigest()
+        digest = _digest(work / _TENSORS, checkpoint.facts)
         (work / _FACTS).write_text(json.dumps(checkpoint.facts | {"digest": digest}), encoding="utf-8")
         for file in (work / _TENSORS, work / _FACTS):
             with file.open("rb+") as handle:
@@ -128,10 +128,16 @@ def read_checkpoint(directory: Path) -> Checkpoint | None:
     for each in found:
         try:
             facts = json.loads((each / _FACTS).read_text(encoding="utf-8"))
-            if hashlib.sha256((each / _TENSORS).read_bytes()).hexdigest() == facts["digest"]:
+            if facts.pop("digest") == _digest(each / _TENSORS, facts):
                 return Checkpoint(load_file(each / _TENSORS), facts)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError):
             continue
     if found:
         raise RunError(f"{directory}: neither the checkpoint nor the previous one is whole. Start the run anew.")
     return None
+
+
+def _digest(tensors: Path, facts: dict[str, Any]) -> str:
+    """Of both files, so that no flipped bit goes unseen."""
+    plain = json.dumps(facts, sort_keys=True).encode()
+    return hashlib.sha256(hashlib.sha256(plain).digest() + tensors.read_bytes()).hexdigest()

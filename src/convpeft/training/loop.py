@@ -160,10 +160,8 @@ def fit(
                         f"the loss is {float(objective)} at epoch {number}, batch {index + 1}. "
                         f"Lower train.lr (it is {max(base_rates):g}) or train.clip."
                     )
-                first = (
-                    index - index % settings.accumulate
-                )  # of this step's batches; the epoch's last step may have fewer
-                accelerator.backward(objective / min(settings.accumulate, len(loader) - first))
+                rest = len(loader) - index + index % settings.accumulate  # the last step of an epoch may have fewer
+                accelerator.backward(objective / min(settings.accumulate, rest))
                 if (index + 1) % settings.accumulate == 0 or index + 1 == len(loader):
                     if settings.clip > 0:
                         accelerator.clip_grad_norm_(trainable_parameters(model), settings.clip)

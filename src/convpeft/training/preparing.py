@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from convpeft.adapter_file import read_adapter
+from convpeft.adapters import complete_options, method_class
 from convpeft.attachment import attach
 from convpeft.data import Dataset, ImageBatches, load_data
-from convpeft.errors import OptionError
+from convpeft.data.augmentation import PRESETS
+from convpeft.errors import OptionError, nearest
 from convpeft.models import Preprocessing, load_model, notes_of, preprocessing_of, source_of
+from convpeft.sites import find_head
 from convpeft.storage import load
-from convpeft.training.recipe import Recipe
+from convpeft.training.recipe import Recipe, make_recipe
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,11 @@ class Prepared:
     preprocessing: Preprocessing
     notes: tuple[str, ...]
 
+    @cached_property
+    def batches(self) -> dict[str, ImageBatches]:
+        """Batches of every split, by its name; reads the pictures and names those that cannot be read."""
+        return {name: batches(self.dataset, name, self.preprocessing, self.recipe) for name in self.dataset.splits()}
+
 
 def prepare_run(recipe: Recipe) -> Prepared:
     """Find the data, build the base and attach the adapter; nothing is trained or written.
@@ -37,7 +47,11 @@ def prepare_run(recipe: Recipe) -> Prepared:
         DataError: If the data cannot be read.
         ModelError: If the model cannot be built or adapted.
     """
+    recipe = settle(recipe)
+    _check_names(recipe)
     dataset = load_recipe_data(recipe)
+    if recipe.warm_start is not None:
+        dataset = _in_order_of(dataset, read_adapter(recipe.warm_start).config["classes"], recipe.warm_start)
     torch.manual_seed(recipe.train.seed)  # a base without weights and every adapter start from this seed
     section = recipe.model
     model = load_model(
@@ -64,17 +78,38 @@ def load_recipe_data(recipe: Recipe) -> Dataset:
     )
 
 
+def settle(recipe: Recipe) -> Recipe:
+    """The recipe with the method of the adapter it starts from; one without such a start as it is.
+
+    Raises:
+        OptionError: If it asks for another method or option than the adapter has.
+        AdapterFileError: If the adapter cannot be read.
+    """
+    if recipe.warm_start is None:
+        return recipe
+    config = read_adapter(recipe.warm_start).config
+    told: dict[str, Any] = {"name": config["method"], "norm": config["norm"], **config["options"]}
+    known = {key: value for key, value in told.items() if value is not None}
+    settled = make_recipe(recipe.model_dump(exclude_none=True) | {"method": known}, where=recipe.warm_start)
+    given = recipe.method.model_dump(exclude_unset=True, exclude_none=True)
+    theirs = settled.method.model_dump()
+    for key, value in given.items():
+        if theirs.get(key) != value:
+            raise OptionError(
+                f"method.{key}={value!r}: the adapter to go on from, {recipe.warm_start}, has {theirs.get(key)!r}. "
+                "Leave it out."
+            )
+    return settled
+
+
 def adapt(model: nn.Module, recipe: Recipe, num_classes: int) -> None:
     """Attach the recipe's method, or load the adapter it starts from."""
     if recipe.warm_start is not None:
-        file = read_adapter(recipe.warm_start)
-        if file.config["num_classes"] not in (None, num_classes):
-            raise OptionError(
-                f"--from {recipe.warm_start}: has {file.config['num_classes']} classes, the data {num_classes}."
-            )
         load(model, recipe.warm_start)
         return
     section = recipe.method
+    if recipe.model.keep_head:
+        _check_head(model, recipe.model.head, num_classes)
     attach(
         model,
         section.name,
@@ -113,3 +148,38 @@ def class_weights(dataset: Dataset, recipe: Recipe) -> Tensor | None:
     counts = dataset.train.class_counts(len(dataset.classes))
     present = np.maximum(counts, 1)
     return torch.tensor(counts.sum() / (np.count_nonzero(counts) * present), dtype=torch.float32)
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Check what is only a name or an option before anything is read."""
+    complete_options(method_class(recipe.method.name), recipe.method.options)
+    if recipe.data.augment not in PRESETS:
+        raise OptionError(
+            f"data.augment={recipe.data.augment!r} does not exist. {nearest(recipe.data.augment, PRESETS)}"
+        )
+
+
+def _check_head(model: nn.Module, head: str, num_classes: int) -> None:
+    """A head that is kept has one output a class."""
+    path = find_head(model, head)
+    weight = None if path is None else getattr(model.get_submodule(path), "weight", None)
+    if isinstance(weight, Tensor) and len(weight) != num_classes:
+        raise OptionError(
+            f"model.keep_head: the head {path!r} has {len(weight)} outputs, the data {num_classes} classes. "
+            "Leave it out for a new head."
+        )
+
+
+def _in_order_of(dataset: Dataset, classes: list[str] | None, adapter: str) -> Dataset:
+    """The data with labels as positions among the adapter's classes, by name."""
+    if classes is None or tuple(classes) == dataset.classes:
+        return dataset
+    unknown = [name for name in dataset.classes if name not in classes]
+    if unknown:
+        raise OptionError(
+            f"warm_start={adapter!r}: knows no class {unknown[0]!r} ({len(unknown)} such). "
+            "Start from its base with a new head instead: leave --from out."
+        )
+    table = np.array([classes.index(name) for name in dataset.classes], dtype=np.int64)
+    train, val, test = (dataclasses.replace(each, labels=table[each.labels]) for each in dataset.splits().values())
+    return dataclasses.replace(dataset, classes=tuple(classes), train=train, val=val, test=test)

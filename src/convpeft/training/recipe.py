@@ -122,8 +122,10 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         OptionError: If the file is missing or is no TOML (a key given twice is none).
     """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise OptionError(f"{path}: cannot be read ({error.strerror}). Give a recipe, a TOML file.") from None
+    except (ValueError, RecursionError) as error:
         raise OptionError(f"{path}: cannot be read as TOML ({' '.join(str(error).split())}).") from None
 
 
@@ -138,13 +140,23 @@ def set_keys(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
         path = key.strip().split(".")
         if not equals or not all(path):
             raise OptionError(f"--set {assignment!r}: expected KEY=VALUE, for example train.epochs=5.")
-        target = values
-        for part in path[:-1]:
-            target = target.setdefault(part, {})
-            if not isinstance(target, dict):
-                raise OptionError(f"--set {assignment!r}: {part!r} is a value, not a section.")
-        target[path[-1]] = parse_value(text.strip())
+        put_key(values, ".".join(path), parse_value(text.strip()))
     return values
+
+
+def put_key(values: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value at `section.key`.
+
+    Raises:
+        OptionError: If the section is a value.
+    """
+    *sections, name = key.split(".")
+    target = values
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise OptionError(f"{key}={value!r}: {section!r} is a value in the recipe, not a section.")
+    target[name] = value
 
 
 def parse_value(text: str) -> Any:
@@ -154,9 +166,11 @@ def parse_value(text: str) -> Any:
     (3, 0.001, True, 'lora', ['a'])
     """
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError, RecursionError):
+        values = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
+    plain = len(values) == 1 and isinstance(values["value"], bool | int | float | str | list | dict)
+    return values["value"] if plain else text  # a date is text here, and so is what runs on into other keys
 
 
 def _widen(values: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +180,7 @@ def _widen(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(given, dict):
             floats = {name for name, field in cls.model_fields.items() if "float" in str(field.annotation)}
             values[section] = {
-                key: float(value) if key in floats and type(value) is int else value
+                key: float(value) if key in floats and type(value) is int and abs(value) < 2**53 else value
                 for key, value in cast(dict[str, Any], given).items()
             }
     return values
@@ -181,7 +195,17 @@ def _explain(error: ValidationError) -> str:
         return f"{place} is not a key. {nearest(str(first['loc'][-1]), known)}"
     if first["type"] == "missing":
         return f"{place} is missing. Give it, for example {_EXAMPLES.get(place, place + '=...')}"
-    return f"{place}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
+    if first["type"] in ("model_type", "dict_type"):
+        return f"{place}={_short(first['input'])}: is a value, not a section. Write [{place}] and its keys below it."
+    return f"{place}={_short(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}."
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return "..."
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 _EXAMPLES = {

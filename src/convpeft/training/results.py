@@ -6,6 +6,7 @@ import csv
 import json
 import platform
 import resource
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -166,7 +167,7 @@ def write_run(result: Result, command: Sequence[str] | None = None) -> None:
         *classification_sections(test),
         *gallery(result.dataset, "test", result.predictions, result.dataset.classes),
         Notes("Data and model", _remarks(result), warning=result.duplicates > 0),
-        Code("Command", " ".join(facts["command"])),
+        Code("Command", shlex.join(facts["command"])),
         Code("Recipe", recipe.to_toml(), caption="Everything this run was made from.", folded=True),
         Code("Versions", "\n".join(f"{name} {version}" for name, version in facts["versions"].items()), folded=True),
     )

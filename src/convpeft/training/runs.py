@@ -9,11 +9,11 @@ from typing import Any
 
 from convpeft.counting import count
 from convpeft.data import find_duplicates
-from convpeft.errors import RunError
+from convpeft.errors import OptionError, RunError
 from convpeft.evaluation import classification_metrics, predict_logits
 from convpeft.storage import save
 from convpeft.training.loop import Watcher, fit
-from convpeft.training.preparing import Prepared, batches, class_weights, prepare_run
+from convpeft.training.preparing import Prepared, class_weights, prepare_run, settle
 from convpeft.training.recipe import Recipe, make_recipe, read_recipe
 from convpeft.training.results import Result, peak_memory, write_run
 
@@ -48,9 +48,10 @@ def train(
 
 def prepare_in(recipe: Recipe, *, resume: bool = False) -> Prepared:
     """Prepare a run and make its directory, with the recipe in it; nothing is left behind if anything fails."""
-    out = Path(recipe.out)
+    recipe, out = settle(recipe), Path(recipe.out)
     _claim(out, recipe, resume=resume)
     prepared = prepare_run(recipe)
+    _ = prepared.batches  # pictures that cannot be read are found here
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
@@ -65,6 +66,9 @@ def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
         return recipe
     if isinstance(recipe, str | Path):
         return make_recipe(read_recipe(recipe), where=str(recipe))
+    if not isinstance(recipe, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+        got = type(recipe).__name__
+        raise OptionError(f"recipe: expected a Recipe, its values or the path of a TOML file, got {got}.")
     return make_recipe(recipe)
 
 
@@ -72,20 +76,20 @@ def run_prepared(prepared: Prepared, out: Path, *, resume: bool, watcher: Watche
     """Train, evaluate and save what `prepare_run` has built."""
     recipe, dataset, model = prepared.recipe, prepared.dataset, prepared.model
     began = time.perf_counter()
-    train_batches = batches(dataset, "train", prepared.preprocessing, recipe)
-    val_batches = batches(dataset, "val", prepared.preprocessing, recipe)
+    served = prepared.batches
     duplicates = len(find_duplicates(dataset))
     fitted = fit(
         model,
-        train_batches,
-        val_batches,
+        served["train"],
+        served["val"],
         recipe.train,
         class_weights=class_weights(dataset, recipe),
         checkpoints=out / "checkpoints",
         resume=resume,
         watcher=watcher,
     )
-    predictions = predict_logits(model, batches(dataset, "test", prepared.preprocessing, recipe))
+    model.eval()
+    predictions = predict_logits(model, served["test"])
     metrics = classification_metrics(predictions.probabilities, predictions.labels, dataset.classes)
     adapter = save(model, out / "adapter", classes=dataset.classes, preprocessing=prepared.preprocessing)
     return Result(
@@ -114,5 +118,6 @@ def _claim(out: Path, recipe: Recipe, *, resume: bool) -> None:
     written = out / RECIPE
     if not written.is_file():
         raise RunError(f"{out}: holds no {RECIPE}, so there is no run to resume. Give another --out.")
-    if make_recipe(read_recipe(written), where=str(written)) != recipe:
+    started = make_recipe(read_recipe(written), where=str(written))
+    if started.model_copy(update={"out": recipe.out}) != recipe:  # a run may have been moved
         raise RunError(f"{out}: was started with another recipe. Resume it with `convpeft train --resume {out}`.")
