@@ -144,12 +144,23 @@ def test_new_head_has_its_classes_and_the_old_one_stays() -> None:
         assert torch.equal(model(X), expected)
 
 
+def test_old_head_sits_on_the_adapted_features_inside_its_block() -> None:
+    model = convpeft.attach(network(), "lora", num_classes=7)
+    with torch.no_grad():
+        for parameter in convpeft.trainable_parameters(model):
+            parameter.add_(0.1)
+    features = model[:6](X)
+    with convpeft.old_head(model):
+        assert torch.equal(model(X), nn.functional.linear(features, network()[6].weight, network()[6].bias))
+    assert model(X).shape == (2, 7)
+
+
 def test_new_head_starts_like_a_layer_of_torch() -> None:
     model = convpeft.attach(network(), "lora", num_classes=500, generator=torch.Generator().manual_seed(0))
     bound = 1 / math.sqrt(8)
     for tensor in (model[6].weight, model[6].bias):
         assert bound * 0.95 < tensor.abs().max() <= bound
-        assert abs(float(tensor.mean())) < 0.05
+        assert tensor.mean().abs() < 0.05
 
 
 def test_new_head_can_be_a_pointwise_convolution() -> None:
@@ -203,10 +214,8 @@ def test_default_sites_leave_the_head_out() -> None:
 
 
 def test_include_and_exclude_choose_the_sites() -> None:
-    assert trained_layers(convpeft.attach(network(), "lora", include=["conv", "head"], exclude=["depthwise"])) == {
-        "0",
-        "6",
-    }
+    model = convpeft.attach(network(), "lora", include=["conv", "head"], exclude=["depthwise"])
+    assert trained_layers(model) == {"0", "6"}
     assert trained_layers(convpeft.attach(network(), "lora", exclude="3")) == {"0"}
 
 
@@ -260,7 +269,7 @@ def test_parts_attached_separately_are_refused_as_one_model() -> None:
 
 
 def test_part_of_an_adapted_model_is_refused() -> None:
-    model = convpeft.attach(nn.Sequential(network(), nn.Linear(4, 4)), "lora")
+    model = convpeft.attach(nn.Sequential(network(), nn.Linear(4, 4)), "lora", include=["conv", "linear"])
     with pytest.raises(convpeft.ModelError, match="part of the model"):
         convpeft.detach(model[0])
     convpeft.detach(model)

@@ -104,7 +104,7 @@ def test_penalty_is_the_sum_over_layers(toy: type[adapters.Adapter]) -> None:
         for part in toy_parts(model, toy):
             part.fast.fill_(1.0)
     penalty = convpeft.penalty(model)
-    assert float(penalty) == pytest.approx(3.0 * (8 * 27 + 8 * 36 * 4))
+    assert penalty.item() == pytest.approx(3.0 * (8 * 27 + 8 * 36 * 4))
     penalty.backward()
     assert all(torch.equal(part.fast.grad, torch.full_like(part.fast, 6.0)) for part in toy_parts(model, toy))
 

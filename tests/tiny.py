@@ -65,9 +65,10 @@ class Points:
     """Batches of vectors as the training loop takes them; the order of an epoch depends on its number."""
 
     def __init__(self, inputs: Tensor, labels: Tensor, *, batch_size: int, shuffle: bool = False) -> None:
-        self.inputs, self.labels, self.shuffle, self.epoch, self.seen = inputs, labels, shuffle, 0, []
+        # The data set has no set_epoch of its own: accelerate would call it with its own count.
+        self.order = _Order(len(labels), batch_size, shuffle)
         self.loader = torch.utils.data.DataLoader(
-            self, batch_sampler=_BatchSampler(self, batch_size), collate_fn=_as_it_is
+            _Rows(inputs, labels), batch_sampler=self.order, collate_fn=_as_it_is, generator=torch.Generator()
         )
 
     def __len__(self) -> int:
@@ -76,28 +77,33 @@ class Points:
     def __iter__(self):
         return iter(self.loader)
 
+    def set_epoch(self, epoch: int) -> None:
+        self.order.epoch = epoch
+
+
+class _Rows(torch.utils.data.Dataset):
+    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
+        self.inputs, self.labels = inputs, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
     def __getitems__(self, index: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        self.seen.append(list(index))
         where = torch.tensor(index)
         return self.inputs[where], self.labels[where], where
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
-
-class _BatchSampler:
-    def __init__(self, points: Points, batch_size: int) -> None:
-        self.points, self.batch_size, self.drop_last = points, batch_size, False
+class _Order:
+    def __init__(self, count: int, batch_size: int, shuffle: bool) -> None:
+        self.count, self.batch_size, self.shuffle, self.epoch, self.drop_last = count, batch_size, shuffle, 0, False
 
     def __len__(self) -> int:
-        return -(-len(self.points.labels) // self.batch_size)
+        return -(-self.count // self.batch_size)
 
     def __iter__(self):
-        count = len(self.points.labels)
-        order = np.random.default_rng(self.points.epoch).permutation(count) if self.points.shuffle else range(count)
-        order = [int(each) for each in order]
-        for start in range(0, count, self.batch_size):
-            yield order[start : start + self.batch_size]
+        order = np.random.default_rng(self.epoch).permutation(self.count) if self.shuffle else np.arange(self.count)
+        for start in range(0, self.count, self.batch_size):
+            yield order[start : start + self.batch_size].tolist()
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -245,7 +245,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.format_message())
             sys.exit(2)
-        _fail(f"{error.format_message()} See `convpeft --help`.", 2, debug=debug)
+        _fail(f"{error.format_message().rstrip('.')}. See `convpeft --help`.", 2, debug=debug)
     except OptionError as error:
         _fail(str(error), 2, debug=debug)
     except ConvpeftError as error:

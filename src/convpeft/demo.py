@@ -188,14 +188,16 @@ def _report(out: Path, results: list[tuple[str, Result, Retention]]) -> None:
 
 
 _CAPTION = (
-    "Equal epochs, data and seed; each method at its default learning rate. 'Digits kept, off' compares the network with "
-    "the adapter switched off to the base bit by bit; 'on' puts the base's digit classifier on the adapted features."
+    "Equal epochs, data and seed; each method at its default learning rate. 'Digits kept, off' compares the network "
+    "with the adapter switched off to the base bit by bit; 'on' puts the base's digit classifier on the adapted "
+    "features."
 )
 
 
 def _summary(results: list[tuple[str, Result, Retention]]) -> str:
     (_, probe, _), _, (title, lora, _), (_, full, _) = results
     return (
-        f"{title} trains {lora.count.share:.1%} of the network and reaches {lora.test.accuracy:.1%} on digits and letters, "
-        f"against {probe.test.accuracy:.1%} for a new head alone and {full.test.accuracy:.1%} for full fine-tuning."
+        f"{title} trains {lora.count.share:.1%} of the network and reaches {lora.test.accuracy:.1%} on digits "
+        f"and letters, against {probe.test.accuracy:.1%} for a new head alone "
+        f"and {full.test.accuracy:.1%} for full fine-tuning."
     )

@@ -96,7 +96,7 @@ def test_merged_model_has_the_base_types_and_keys(method: str, plan: Plan, data:
 def test_base_survives_a_hundred_cycles_of_training(dtype: torch.dtype) -> None:
     for number in range(10):
         model = cycle_network(number).to(dtype).eval()
-        x = torch.randn(4, 3, 8, 8).to(dtype)
+        x = torch.randn(2, 3, 6, 6).to(dtype)
         before, types, expected = snapshot(model), types_of(model), model(x)
         for cycle in range(CYCLES):
             method = METHODS[cycle % len(METHODS)]

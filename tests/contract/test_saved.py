@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,6 +40,7 @@ def network():
 PREDICT = """
 import sys
 from pathlib import Path
+from typing import Any
 import numpy as np
 import torch
 torch.set_num_threads(1)
@@ -379,3 +381,52 @@ def test_each_part_moved_to_another_layer_or_dropped_is_refused(victim: Path) ->
                 refused(victim)
         rewrite(victim, config | {"parts": [*others, part, part]}, tensors)
         refused(victim)
+
+
+def leaves(value: object, path: tuple = ()) -> list[tuple]:
+    """Paths of everything inside a description, containers included."""
+    found = [path] if path else []
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        found += leaves(inner, (*path, key))
+    return found
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8) | st.just("0:lora.up"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@SHARED_FOLDER
+@given(data=st.data())
+def test_any_field_of_any_value_loads_or_is_refused(victim: Path, pristine: Path, data: st.DataObject) -> None:
+    config, tensors = files_of(pristine)
+    *parents, last = data.draw(st.sampled_from(leaves(config)))
+    target: Any = config
+    for key in parents:
+        target = target[key]
+    target[last] = data.draw(ANYTHING)
+    rewrite(victim, config, tensors)
+    model = network()
+    try:
+        convpeft.load(model, victim)
+    except convpeft.AdapterFileError as error:
+        assert "\n" not in str(error)
+        assert type(model[0]) is nn.Conv2d
+    else:
+        assert torch.isfinite(model.eval()(torch.randn(2, 3, 16, 16))).all()
+
+
+def test_adapter_trained_on_another_is_refused_without_it(tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 16, 16)
+    model = randomise(convpeft.attach(network().eval(), "lora", name="first"), 1)
+    randomise(convpeft.attach(model, "lora", name="second"), 2, name="second")
+    for name in ("first", "second"):
+        convpeft.save(model, tmp_path / name, name=name)
+    with pytest.raises(convpeft.AdapterFileError, match=r"trained on top of 1 other adapters.*force=True"):
+        convpeft.load(network(), tmp_path / "second")
+    loaded = convpeft.load(network().eval(), tmp_path / "first", name="first")
+    convpeft.load(loaded, tmp_path / "second", name="second")
+    assert torch.equal(loaded(x), model(x))

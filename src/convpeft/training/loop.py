@@ -157,7 +157,7 @@ def fit(
                 objective = loss if extra is None else loss + extra
                 if not torch.isfinite(objective):
                     raise RunError(
-                        f"the loss is {float(objective)} at epoch {number}, batch {index + 1}. "
+                        f"the loss is {float(objective.detach())} at epoch {number}, batch {index + 1}. "
                         f"Lower train.lr (it is {max(base_rates):g}) or train.clip."
                     )
                 rest = len(loader) - index + index % settings.accumulate  # the last step of an epoch may have fewer

@@ -16,7 +16,8 @@ from convpeft.adapters import complete_options, method_class
 from convpeft.attachment import attach
 from convpeft.data import Dataset, ImageBatches, load_data
 from convpeft.data.augmentation import PRESETS
-from convpeft.errors import OptionError, nearest
+from convpeft.errors import ModelError, OptionError, nearest
+from convpeft.evaluation import predict_logits
 from convpeft.models import Preprocessing, load_model, notes_of, preprocessing_of, source_of
 from convpeft.sites import find_head
 from convpeft.storage import load
@@ -60,9 +61,30 @@ def prepare_run(recipe: Recipe) -> Prepared:
     source, preprocessing = source_of(model), preprocessing_of(model)
     if source is None or preprocessing is None:
         raise OptionError(f"model {section.source!r} tells no preprocessing. Load it with convpeft.load_model.")
+    if section.image_size is not None:
+        preprocessing = dataclasses.replace(preprocessing, size=(section.image_size, section.image_size))
     model.__dict__["_convpeft_source"] = dataclasses.replace(source, seed=recipe.train.seed)
     adapt(model, recipe, len(dataset.classes))
+    _try_model(model, preprocessing, len(dataset.classes))
     return Prepared(recipe, dataset, model, preprocessing, (*notes_of(model), *dataset.notes))
+
+
+def _try_model(model: nn.Module, preprocessing: Preprocessing, num_classes: int) -> None:
+    """Run one blank image, so that a wrong size or head is found before training."""
+    blank = torch.zeros(1, preprocessing.channels, *preprocessing.size)
+    nothing = torch.zeros(1, dtype=torch.int64)
+    try:
+        outputs = predict_logits(model, [(blank, nothing, nothing)]).logits.shape[1]
+    except RuntimeError as error:
+        size, why = "x".join(map(str, preprocessing.size)), " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"the model does not run on images of {preprocessing.channels} channels and {size} pixels ({why}). "
+            "Set model.image_size or model.in_channels to what it takes."
+        ) from None
+    if outputs < num_classes:
+        raise ModelError(
+            f"the model has {outputs} outputs, the data {num_classes} classes. Set model.keep_head=false for a new one."
+        )
 
 
 def load_recipe_data(recipe: Recipe) -> Dataset:

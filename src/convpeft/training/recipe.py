@@ -27,6 +27,7 @@ class ModelSection(_Section):
     weights: str | None = None  # a .safetensors or .pth file
     pretrained: bool = True
     in_channels: Annotated[int, Field(ge=1, le=4)] | None = None  # default: the network's own
+    image_size: Annotated[int, Field(ge=8, le=4096)] | None = None  # pixels a side; default: the network's own
     head: str = "auto"
     keep_head: bool = False  # keep the pretrained classifier, for data with its very classes
 

@@ -68,7 +68,7 @@ def write_metrics(result: Result, command: Sequence[str] | None = None) -> dict[
     out, state = result.out, state_of(result.model)
     skipped = [path for record in state.names.values() for path in record.skipped] if state else []
     facts = {
-        "command": list(sys.argv if command is None else command),
+        "command": ["convpeft", *sys.argv[1:]] if command is None else list(command),
         "recipe": result.recipe.model_dump(exclude_none=True),
         "parameters": {
             "base": result.count.base,
