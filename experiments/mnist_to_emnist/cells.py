@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,7 +27,7 @@ _BATCH = 64  # for everything that is only looked at
 
 @dataclass(frozen=True)
 class Cell:
-    """What to train; `weights` is None for a random start, `tuning` stops before the test split is touched."""
+    """What to train; with `tuning` the test split is not touched."""
 
     tuning: bool
     target: str
@@ -43,15 +44,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all cells share: the grid, where the data is (`{}` for the name of a source), and the base's weights."""
+    """What all cells share: the grid, the folder with the data (empty for the cache), and the base's weights."""
 
     grid: dict[str, Any]
-    data: str
+    root: str
     weights: Path
 
     def source(self, name: str) -> str:
-        """The data spec of a source."""
-        return self.data.format(name)
+        """The data spec of a source; rendered characters need no folder."""
+        return name if name.startswith("glyphs:") else f"{name}:{self.root}"
 
 
 def use_one_thread() -> None:
@@ -160,7 +161,7 @@ def _base_of(source: str, weights: Path, images: int) -> tuple[ImageBatches, Ima
     preprocessing = preprocessing_of(base)
     assert preprocessing is not None
     test = load_data(source).test
-    some = ImageBatches(test.subset(range(min(images, len(test)))), preprocessing, batch_size=_BATCH)
+    some = ImageBatches(test.subset(np.arange(min(images, len(test)))), preprocessing, batch_size=_BATCH)
     return ImageBatches(test, preprocessing, batch_size=_BATCH), some, predict_logits(base, some).logits
 
 

@@ -276,5 +276,6 @@ def _interrupted(words: list[str]) -> NoReturn:
 def _fail(message: str, status: int, *, debug: bool) -> NoReturn:
     if debug and (error := sys.exception()) is not None:
         raise error
-    typer.echo(f"convpeft: {' '.join(message.split())}", err=True)
+    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(message.split()))  # it may quote a file's words
+    typer.echo(f"convpeft: {line}", err=True)
     sys.exit(status)

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from convpeft.training.loop import Epoch
+    from convpeft.training.history import Epoch
 
 console = Console(highlight=False)
 if not console.is_terminal:
@@ -23,17 +23,22 @@ if not console.is_terminal:
 
 def show_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int = 1) -> None:
     """Print a table; columns from `numbers_from` on are right-aligned. Cells are text, never markup."""
-    table = Table(title=escape(title) or None, title_justify="left", title_style="bold")
+    table = Table(title=_as_text(title) or None, title_justify="left", title_style="bold")
     for number, header in enumerate(headers):
-        table.add_column(escape(header), justify="right" if number >= numbers_from else "left", overflow="fold")
+        table.add_column(_as_text(header), justify="right" if number >= numbers_from else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(_as_text(cell) for cell in row))
     console.print(table)
 
 
 def say(text: str) -> None:
     """Print a line as it is."""
-    console.print(escape(text), soft_wrap=True)
+    console.print(_as_text(text), soft_wrap=True)
+
+
+def _as_text(text: str) -> str:
+    """Words of a file or of a user: they are no markup, and they do not steer the terminal."""
+    return escape("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))
 
 
 def print_json(value: Any) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 import convpeft
 from convpeft.training import make_recipe
 from convpeft.training.runs import prepare_in, run_prepared
-from tiny import CLASSES, files_below, recipe, write_images, write_splits
+from tiny import CLASSES, draw, files_below, recipe, write_images, write_splits
 
 
 def confusion(path) -> list[list[str]]:
@@ -23,7 +24,7 @@ def other(images, tmp_path_factory):
     """A second, worse run on the same images and seed."""
     values = recipe(images, tmp_path_factory.mktemp("runs") / "other", method__rank=1, train__epochs=1)
     convpeft.train(values)
-    return values["out"]
+    return Path(values["out"])
 
 
 def test_run_is_evaluated_to_the_figures_it_had_after_training(call, run):
@@ -87,8 +88,6 @@ def test_labels_follow_names_in_a_folder_that_lacks_a_class(call, run, tmp_path)
 
 def test_labels_follow_names_in_another_order(call, run, tmp_path):
     rng = np.random.default_rng(0)
-    from tiny import draw
-
     order = ("middle", "high", "low")
     arrays = {"classes": np.array(order)}
     for split in ("train", "val", "test"):
@@ -147,7 +146,7 @@ def test_base_with_too_few_outputs_is_refused(call, run, tmp_path, images):
 
 def test_runs_are_compared_image_by_image(call, run, other):
     told = call("evaluate", run, "--against", other, "--json").json["against"]
-    theirs = json.loads(open(f"{other}/metrics.json").read())["test"]["accuracy"]
+    theirs = json.loads((other / "metrics.json").read_text())["test"]["accuracy"]
     assert told["difference"] == pytest.approx(call("evaluate", run, "--json").json["accuracy"] - theirs)
     assert told["low"] <= told["difference"] <= told["high"]
     assert 0 <= told["mcnemar_p"] <= 1

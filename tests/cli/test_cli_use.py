@@ -162,31 +162,27 @@ def test_inspect_tells_programs_the_same(call, run):
     assert told["bytes"] == sum(path.stat().st_size for path in file.path.iterdir())
 
 
-def test_inspect_needs_no_base(call, run, tmp_path):
-    """The recorded base may be anything: nothing is built to look at a file."""
-    shutil.copytree(run / "adapter", tmp_path / "adapter")
-    file = tmp_path / "adapter" / "adapter_config.json"
-    config = json.loads(file.read_text())
-    config["model"] = {"source": "os.path:join"}
-    config["classes"] = None
-    config["preprocessing"] = None
-    file.write_text(json.dumps(config))
-    assert "os.path:join" in call("inspect", tmp_path / "adapter").succeeded()
-
-
-def test_text_of_a_file_is_shown_as_text(call, run, tmp_path):
-    """Class names are anybody's words: they are no markup, and they move no cursor."""
-    shutil.copytree(run / "adapter", tmp_path / "adapter")
-    file = tmp_path / "adapter" / "adapter_config.json"
-    config = json.loads(file.read_text())
-    config["classes"] = ["[bold]high[/bold]", "[/]", "\x1b[31mmiddle"]
-    file.write_text(json.dumps(config))
+def test_inspect_needs_no_base(call, tmp_path):
+    """The recorded base may be anything, or nothing: it is not built to look at a file."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.Flatten(), torch.nn.LazyLinear(3))
+    model(torch.zeros(1, 1, 28, 28))
+    convpeft.save(convpeft.attach(model, "lora", rank=1), tmp_path / "adapter")
     text = call("inspect", tmp_path / "adapter").succeeded()
-    assert "[bold]high[/bold], [/]" in text
+    assert "not recorded" in text
+    assert "0:lora.down" in text
+
+
+def test_names_are_shown_as_text(call, run, tmp_path):
+    """Class and file names are anybody's words: they are no markup, and they do not steer the terminal."""
+    convpeft.save(convpeft.from_adapter(run), tmp_path / "adapter", classes=["[bold]high[/bold]", "[/]", "[red]"])
+    assert "[bold]high[/bold], [/], [red]" in call("inspect", tmp_path / "adapter").succeeded()
+    file = tmp_path / "\x1b[31m[bold].png"
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(file)
+    text = call("predict", tmp_path / "adapter", file).succeeded()
+    assert "\ufffd[31m[bold].png: " in text
+    assert "[/]" in text
     assert "\x1b" not in text
-    assert "\x1b" not in call("predict", tmp_path / "adapter", *[tmp_path / "x.png"]).err
-    Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "x.png")
-    assert "\x1b" not in call("predict", tmp_path / "adapter", tmp_path / "x.png").succeeded()
+    assert "\x1b" not in call("predict", tmp_path / "adapter", f"{file}x").failed(1)
 
 
 @pytest.mark.parametrize("path", ["nowhere", "file"])

@@ -21,6 +21,7 @@ FULL: dict[str, Any] = {
         "weights": "w.safetensors",
         "pretrained": False,
         "in_channels": 4,
+        "image_size": 64,
         "head": "fc",
         "keep_head": True,
     },

@@ -12,13 +12,15 @@ from convpeft.training.recipe import Recipe
 def train_recipe(recipe: Recipe, *, resume: bool, as_json: bool) -> None:
     """Train, with a progress bar, and print the summary."""
     from convpeft.counting import count
+    from convpeft.training.processes import is_main
     from convpeft.training.results import write_run
     from convpeft.training.runs import prepare_in, run_prepared
 
     prepared = prepare_in(recipe, resume=resume)
     recipe = prepared.recipe
     images = len(prepared.dataset.train)
-    if not as_json:
+    main = is_main()
+    if main and not as_json:
         numbers = count(prepared.model)
         classes = len(prepared.dataset.classes)
         say(
@@ -27,8 +29,10 @@ def train_recipe(recipe: Recipe, *, resume: bool, as_json: bool) -> None:
         )
         for note in prepared.notes:
             say(f"note: {note}")
-    with ProgressBar(recipe.train.epochs, images, quiet=as_json) as bar:
+    with ProgressBar(recipe.train.epochs, images, quiet=as_json or not main) as bar:
         result = run_prepared(prepared, Path(recipe.out), resume=resume, watcher=bar)
+    if not main:
+        return
     write_run(result, command_line())
     if as_json:
         print((result.out / "metrics.json").read_text(encoding="utf-8"), end="")  # noqa: T201

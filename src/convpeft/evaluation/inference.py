@@ -17,7 +17,7 @@ from convpeft.adapter_file import read_adapter
 from convpeft.attachment import disabled, old_head
 from convpeft.data import Dataset, ImageBatches, Split, prepare, read_image
 from convpeft.data.images import SUFFIXES
-from convpeft.errors import AdapterFileError, DataError
+from convpeft.errors import AdapterFileError, DataError, OptionError, nearest
 from convpeft.evaluation.predicting import Predictions, predict_logits
 from convpeft.models import Preprocessing, from_adapter
 
@@ -119,11 +119,12 @@ def evaluate_split(
         batch_size: Images a batch.
 
     Raises:
-        DataError: If the split is unknown or has a class that the model does not know.
+        OptionError: If there is no such split.
+        DataError: If the split has a class that the model does not know, or the base has too few outputs.
     """
     images = dataset.splits().get(split)
     if images is None:
-        raise DataError(f"split={split!r} does not exist. Known: {', '.join(dataset.splits())}.")
+        raise OptionError(f"split={split!r} does not exist. {nearest(split, dataset.splits())}")
     if who == "adapter":
         images = dataclasses.replace(images, labels=_labels_by_name(images, dataset, classifier.classes))
     served = ImageBatches(images, classifier.preprocessing, batch_size=batch_size)

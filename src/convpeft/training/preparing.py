@@ -19,7 +19,6 @@ from convpeft.data.augmentation import PRESETS
 from convpeft.errors import ModelError, OptionError, nearest
 from convpeft.evaluation import predict_logits
 from convpeft.models import Preprocessing, load_model, notes_of, preprocessing_of, source_of
-from convpeft.sites import find_head
 from convpeft.storage import load
 from convpeft.training.recipe import Recipe, make_recipe
 
@@ -81,7 +80,7 @@ def _try_model(model: nn.Module, preprocessing: Preprocessing, num_classes: int)
             f"the model does not run on images of {preprocessing.channels} channels and {size} pixels ({why}). "
             "Set model.image_size or model.in_channels to what it takes."
         ) from None
-    if outputs < num_classes:
+    if outputs != num_classes:
         raise ModelError(
             f"the model has {outputs} outputs, the data {num_classes} classes. Set model.keep_head=false for a new one."
         )
@@ -130,8 +129,6 @@ def adapt(model: nn.Module, recipe: Recipe, num_classes: int) -> None:
         load(model, recipe.warm_start)
         return
     section = recipe.method
-    if recipe.model.keep_head:
-        _check_head(model, recipe.model.head, num_classes)
     attach(
         model,
         section.name,
@@ -178,17 +175,6 @@ def _check_names(recipe: Recipe) -> None:
     if recipe.data.augment not in PRESETS:
         raise OptionError(
             f"data.augment={recipe.data.augment!r} does not exist. {nearest(recipe.data.augment, PRESETS)}"
-        )
-
-
-def _check_head(model: nn.Module, head: str, num_classes: int) -> None:
-    """A head that is kept has one output a class."""
-    path = find_head(model, head)
-    weight = None if path is None else getattr(model.get_submodule(path), "weight", None)
-    if isinstance(weight, Tensor) and len(weight) != num_classes:
-        raise OptionError(
-            f"model.keep_head: the head {path!r} has {len(weight)} outputs, the data {num_classes} classes. "
-            "Leave it out for a new head."
         )
 
 

@@ -38,7 +38,7 @@ from convpeft.reporting import (
     write_report,
 )
 from convpeft.reporting.sections import classification_sections, curves_section, headline, mistakes_section
-from convpeft.training.loop import Fit
+from convpeft.training.history import Fit
 from convpeft.training.recipe import Recipe
 
 _GALLERY = 12  # mistakes shown

@@ -12,8 +12,10 @@ from convpeft.data import find_duplicates
 from convpeft.errors import OptionError, RunError
 from convpeft.evaluation import classification_metrics, predict_logits
 from convpeft.storage import save
-from convpeft.training.loop import Watcher, fit
+from convpeft.training.history import Watcher
+from convpeft.training.loop import fit
 from convpeft.training.preparing import Prepared, class_weights, prepare_run, settle
+from convpeft.training.processes import is_main, wait_for_all
 from convpeft.training.recipe import Recipe, make_recipe, read_recipe
 from convpeft.training.results import Result, peak_memory, write_run
 
@@ -42,16 +44,21 @@ def train(
     checked = as_recipe(recipe)
     prepared = prepare_in(checked, resume=resume)
     result = run_prepared(prepared, Path(checked.out), resume=resume, watcher=watcher)
-    write_run(result)
+    if is_main():
+        write_run(result)
     return result
 
 
 def prepare_in(recipe: Recipe, *, resume: bool = False) -> Prepared:
     """Prepare a run and make its directory, with the recipe in it; nothing is left behind if anything fails."""
     recipe, out = settle(recipe), Path(recipe.out)
-    _claim(out, recipe, resume=resume)
+    if is_main():
+        _claim(out, recipe, resume=resume)
+    wait_for_all()
     prepared = prepare_run(recipe)
     _ = prepared.batches  # pictures that cannot be read are found here
+    if not is_main():
+        return prepared
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
@@ -91,7 +98,10 @@ def run_prepared(prepared: Prepared, out: Path, *, resume: bool, watcher: Watche
     model.eval()
     predictions = predict_logits(model, served["test"])
     metrics = classification_metrics(predictions.probabilities, predictions.labels, dataset.classes)
-    adapter = save(model, out / "adapter", classes=dataset.classes, preprocessing=prepared.preprocessing)
+    adapter = out / "adapter"
+    if is_main():
+        save(model, adapter, classes=dataset.classes, preprocessing=prepared.preprocessing)
+    wait_for_all()
     return Result(
         out=out,
         recipe=recipe,

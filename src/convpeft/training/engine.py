@@ -1,0 +1,171 @@
+"""One epoch of optimisation on whatever accelerate finds: CPU, GPU, several of them, reduced precision."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from convpeft.counting import after_step, param_groups, penalty, trainable_parameters
+from convpeft.errors import ModelError, RunError
+from convpeft.evaluation import predict_logits
+from convpeft.training.history import Epoch, Watcher
+from convpeft.training.processes import share_buffers
+from convpeft.training.recipe import TrainSection
+
+Batch = tuple[Tensor, Tensor, Tensor]  # images (batch, channels, height, width), labels (batch), index (batch)
+
+
+class Batches(Protocol):
+    """Batches of one split; the order of an epoch is a function of the seed and the epoch."""
+
+    @property
+    def loader(self) -> Any:
+        """The torch DataLoader inside."""
+        ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of the next pass."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+class Engine:
+    """A model, its optimiser and its batches, prepared for the device.
+
+    Args:
+        model: A model with adapters; only they change.
+        batches: Batches to learn from.
+        settings: Rates and the rest.
+        class_weights: Weight of each class in the loss, (classes,).
+    """
+
+    def __init__(
+        self, model: nn.Module, batches: Batches, settings: TrainSection, class_weights: Tensor | None
+    ) -> None:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+
+        if AcceleratorState._shared_state and AcceleratorState().mixed_precision != settings.precision:
+            AcceleratorState._reset_state()  # a process may train several recipes; accelerate keeps the first precision
+        self.accelerator = Accelerator(mixed_precision=settings.precision)
+        self.optimizer = _make_optimizer(model, settings)
+        self._model, self._batches, self._settings = model, batches, settings
+        self._base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._own_forward = model.__dict__.get("forward")
+        self._wrapped, self._prepared, self._loader = self.accelerator.prepare(model, self.optimizer, batches.loader)
+        weights = None if class_weights is None else class_weights.to(self.device)
+        self._criterion = nn.CrossEntropyLoss(weight=weights, label_smoothing=settings.label_smoothing)
+        self._steps_an_epoch = math.ceil(len(self._loader) / settings.accumulate)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return cast(torch.device, self.accelerator.device)
+
+    def close(self) -> None:
+        """Take everything off the model that accelerate put on it; its own unwrapping leaves a forward behind."""
+        self.accelerator.free_memory()
+        self._model.__dict__.pop("_original_forward", None)
+        self._model.__dict__.pop("forward", None)
+        if self._own_forward is not None:
+            self._model.__dict__["forward"] = self._own_forward
+
+    def run_epoch(self, number: int, val_batches: Iterable[Batch], watcher: Watcher | None) -> Epoch:
+        """Train for one epoch, validate, and say what it came to.
+
+        Raises:
+            RunError: If the loss is not finite, naming epoch and batch.
+        """
+        began = time.perf_counter()
+        loss, accuracy, images = self._train(number, watcher)
+        seconds = time.perf_counter() - began
+        share_buffers(self._model)
+        try:
+            val_loss, val_accuracy = validate(self._model, val_batches, self.device)
+        except ModelError as error:
+            raise RunError(f"validation after epoch {number}: {error}") from None
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        return Epoch(number, loss, accuracy, val_loss, val_accuracy, rate, seconds, images / seconds)
+
+    def _train(self, number: int, watcher: Watcher | None) -> tuple[float, float, int]:
+        """Mean loss, accuracy and number of images of one pass over the training batches."""
+        self._batches.set_epoch(number)
+        self._wrapped.train()
+        seen, loss_sum, right = 0, 0.0, 0
+        for index, (images, labels, _) in enumerate(self._loader):
+            self._set_rates((number - 1) * self._steps_an_epoch + index // self._settings.accumulate)
+            logits = logits_of(self._wrapped(images))
+            loss = self._criterion(logits.float(), labels)
+            extra = penalty(self._model)
+            objective = loss if extra is None else loss + extra
+            if not torch.isfinite(objective):
+                raise RunError(
+                    f"the loss is {float(objective.detach())} at epoch {number}, batch {index + 1}. "
+                    f"Lower train.lr (it is {max(self._base_rates):g}) or train.clip."
+                )
+            self._step(objective, index)
+            count = len(labels)
+            seen, loss_sum = seen + count, loss_sum + float(loss.detach()) * count
+            right += int((logits.detach().argmax(1) == labels).sum())
+            if watcher is not None:
+                watcher.step(number, count, loss_sum / seen, right / seen)
+        sums = torch.tensor([seen, loss_sum, right], dtype=torch.float64, device=self.device)
+        total, loss_total, right_total = cast(Tensor, self.accelerator.reduce(sums, reduction="sum")).tolist()
+        return loss_total / max(total, 1), right_total / max(total, 1), int(total)
+
+    def _step(self, objective: Tensor, index: int) -> None:
+        """Add a batch's gradient; every `accumulate` batches and at the epoch's end, take a step."""
+        accumulate, batches = self._settings.accumulate, len(self._loader)
+        rest = batches - index + index % accumulate  # the last step of an epoch may have fewer batches
+        self.accelerator.backward(objective / min(accumulate, rest))
+        if (index + 1) % accumulate and index + 1 < batches:
+            return
+        if self._settings.clip > 0:
+            self.accelerator.clip_grad_norm_(trainable_parameters(self._model), self._settings.clip)
+        self._prepared.step()
+        self._prepared.zero_grad(set_to_none=True)
+        after_step(self._model)
+
+    def _set_rates(self, step: int) -> None:
+        factor = schedule(step, self._steps_an_epoch * self._settings.epochs, self._settings)
+        for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * factor
+
+
+def schedule(step: int, total: int, settings: TrainSection) -> float:
+    """Share of the learning rate at one step: linear warm-up, then cosine to zero or constant."""
+    warm = max(1, round(settings.warmup * total)) if settings.warmup > 0 else 0
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    if settings.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def logits_of(answer: Any) -> Tensor:
+    """The main logits; networks with auxiliary classifiers answer with several in train mode."""
+    if isinstance(answer, Tensor):
+        return answer
+    return cast(Tensor, answer.logits if hasattr(answer, "logits") else answer[0])
+
+
+def validate(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy on the validation split."""
+    predictions = predict_logits(model, batches, device=device)
+    logits = torch.from_numpy(predictions.logits).double()
+    labels = torch.from_numpy(predictions.labels)
+    loss = nn.functional.cross_entropy(logits, labels)
+    return float(loss), float((logits.argmax(1) == labels).double().mean())
+
+
+def _make_optimizer(model: nn.Module, settings: TrainSection) -> torch.optim.Optimizer:
+    groups = param_groups(model, lr=settings.lr, weight_decay=settings.weight_decay)  # each with its rate
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=settings.momentum)
+    return torch.optim.AdamW(groups)
