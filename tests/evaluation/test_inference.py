@@ -187,7 +187,7 @@ def test_class_with_images_has_to_be_known(classifier, tmp_path):
 
 def test_split_that_does_not_exist_is_refused(classifier, tmp_path):
     data = load_data(f"folder:{write_splits(tmp_path / 'data')}")
-    with pytest.raises(OptionError, match="split='tset' does not exist. Did you mean 'test'?"):
+    with pytest.raises(OptionError, match=r"split='tset' does not exist\. Did you mean 'test'\?"):
         evaluate_split(classifier, data, "tset")
 
 
@@ -239,5 +239,5 @@ def test_base_with_too_few_outputs_is_refused(classifier, tmp_path):
         arrays[f"{split}_images"] = rng.integers(0, 255, (11, 28, 28), dtype=np.uint8)
         arrays[f"{split}_labels"] = np.arange(11)
     np.savez(tmp_path / "eleven.npz", **arrays)
-    with pytest.raises(DataError, match="the base has 10 outputs, npz:.* has 11 classes"):
+    with pytest.raises(DataError, match=r"the base has 10 outputs, npz:.* has 11 classes"):
         evaluate_split(classifier, load_data(f"npz:{tmp_path / 'eleven.npz'}"), "test", who="base")

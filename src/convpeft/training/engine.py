@@ -14,7 +14,7 @@ from convpeft.counting import after_step, param_groups, penalty, trainable_param
 from convpeft.errors import ModelError, RunError
 from convpeft.evaluation import predict_logits
 from convpeft.training.history import Epoch, Watcher
-from convpeft.training.processes import share_buffers
+from convpeft.training.processes import on_cpu, share_buffers
 from convpeft.training.recipe import TrainSection
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images (batch, channels, height, width), labels (batch), index (batch)
@@ -51,9 +51,9 @@ class Engine:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
-        if AcceleratorState._shared_state and AcceleratorState().mixed_precision != settings.precision:
+        if AcceleratorState._shared_state and AcceleratorState(cpu=on_cpu()).mixed_precision != settings.precision:
             AcceleratorState._reset_state()  # a process may train several recipes; accelerate keeps the first precision
-        self.accelerator = Accelerator(mixed_precision=settings.precision)
+        self.accelerator = Accelerator(cpu=on_cpu(), mixed_precision=settings.precision)
         self.optimizer = _make_optimizer(model, settings)
         self._model, self._batches, self._settings = model, batches, settings
         self._base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]

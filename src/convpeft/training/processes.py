@@ -8,18 +8,23 @@ from torch import nn
 from convpeft.injection import adapted_layers, slots_of
 
 
+def on_cpu() -> bool:
+    """Whether there is nothing faster; accelerate joins CPU processes only when it is told so."""
+    return not torch.accelerator.is_available()
+
+
 def is_main() -> bool:
     """Whether this process writes files and prints."""
     from accelerate import PartialState
 
-    return bool(PartialState().is_main_process)
+    return bool(PartialState(cpu=on_cpu()).is_main_process)
 
 
 def wait_for_all() -> None:
     """Wait until every process is here."""
     from accelerate import PartialState
 
-    PartialState().wait_for_everyone()
+    PartialState(cpu=on_cpu()).wait_for_everyone()
 
 
 def share_buffers(model: nn.Module) -> None:
