@@ -13,7 +13,7 @@ import convpeft
 @pytest.mark.slow
 def test_two_processes_make_one_run(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "convpeft", "train", "--model", "small-cnn", "--data", "glyphs:digits", "--epochs", "1"]
     command += ["--set", "model.pretrained=false", "--set", "data.limit=100", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
