@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def _recipe(setting: Setting, cell: Cell) -> Recipe:
 def _load(weights: str | Path | None) -> nn.Module:
     """The base, with its kernels in the order that a CPU is quickest with."""
     model = load_model("small-cnn", weights=weights, pretrained=weights is not None)
-    return model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return model.to(memory_format=torch.channels_last)
 
 
 _KEPT: dict[tuple[str, int], Dataset] = {}

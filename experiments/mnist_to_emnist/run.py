@@ -1,4 +1,4 @@
-"""Document 000 on real data: `run.py all --data ROOT` trains everything, `run.py page` writes the page from the results.
+"""Document 000 on real data: `all --data ROOT` trains everything, `page` writes the page from the results.
 
 What is in the results is not trained again, so a run that was stopped goes on where it was.
 """
@@ -92,7 +92,10 @@ def train_base(setting: Any, recipe: dict[str, Any], work: Path) -> None:
     from convpeft.training.runs import train
 
     if not (work / "base" / "metrics.json").exists():
-        told = {"out": str(work / "base"), "data": {**recipe["data"], "source": setting.source(setting.grid["base_data"])}}
+        told = {
+            "out": str(work / "base"),
+            "data": {**recipe["data"], "source": setting.source(setting.grid["base_data"])},
+        }
         train(recipe | told)
     merge_run(work / "base", setting.weights, weights=None)
 
@@ -172,13 +175,16 @@ def _real_cells(grid: dict[str, Any], results: Results) -> list[Any]:
 def _do(pool: ProcessPoolExecutor, setting: Any, results: Results, cells: Iterable[Any]) -> None:
     from cells import run_cell
 
-    waiting = [cell for cell in cells if cell.key not in results.keys()]
+    known = results.keys()
+    waiting = [cell for cell in cells if cell.key not in known]
     jobs = [pool.submit(run_cell, setting, cell) for cell in waiting]
     for done, job in enumerate(as_completed(jobs), 1):
         line = job.result()
         results.add(line)
         shown = line.get("test_accuracy", line["val_accuracy"])
-        told = f"{line['kind']} {line['target']} {line['arm']} rank {line['rank']} seed {line['seed']} lr {line['lr']:g}"
+        told = (
+            f"{line['kind']} {line['target']} {line['arm']} rank {line['rank']} seed {line['seed']} lr {line['lr']:g}"
+        )
         print(f"{done}/{len(jobs)} {told}: {shown:.2%}, {line['seconds']:.0f} s", flush=True)
 
 

@@ -47,11 +47,12 @@ def _options(  # pyright: ignore[reportUnusedFunction] - typer registers it
 
 
 def _method_help() -> str:
-    listed = "; ".join(
-        f"{entry.name} ({', '.join('--' + option.replace('_', '-') for option in entry.options) or 'no options'})"
+    lines = [
+        f"  {entry.name}: {', '.join('--' + option.replace('_', '-') for option in entry.options) or 'none'}"
         for entry in read_catalog()
-    )
-    return f"Options of the methods: {listed}. `convpeft methods` says more."
+    ]
+    # the mark keeps click from filling the lines
+    return "\n".join(["\b", "Options of the methods (`convpeft methods` says more):", *lines])
 
 
 @app.command(
@@ -123,7 +124,9 @@ def train(
 def evaluate(
     run: RunPath,
     data: Annotated[str | None, typer.Option(help="Other images than the run's own.")] = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="train, val, test or all; default: test, or all where --data has no test split.")
+    ] = None,
     weights: Weights = None,
     base: Annotated[bool, typer.Option(help="The base with its own head instead, adapter off.")] = False,
     old_head: Annotated[bool, typer.Option(help="The base's own head on the adapted features.")] = False,

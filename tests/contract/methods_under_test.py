@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import convpeft
+from convpeft.adapters import method_class
 
 METHODS = convpeft.list_methods()
 
@@ -21,11 +22,19 @@ OPTIONS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     ),
     "bitfit": st.fixed_dictionaries({"create": st.booleans()}),
 }
+for name in ("cp", "loha", "tucker"):
+    OPTIONS[name] = st.fixed_dictionaries({"rank": st.integers(1, 12)}, optional={"alpha": st.floats(0.25, 16)})
+OPTIONS["dora"] = OPTIONS["lora-fa"] = OPTIONS["lora"]
 
 
 def options_for(method: str) -> st.SearchStrategy[dict[str, Any]]:
     """Strategy of a method's options; the defaults for a method without an entry."""
     return OPTIONS.get(method, st.just({}))
+
+
+def methods_for(kind: str) -> tuple[str, ...]:
+    """Methods that can sit on a layer of this kind."""
+    return tuple(method for method in METHODS if kind in method_class(method).kinds)
 
 
 def reference_of(method: str) -> ModuleType:

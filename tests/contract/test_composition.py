@@ -155,6 +155,13 @@ def test_any_string_is_a_name() -> None:
     assert len(set(model.state_dict())) == len(model.state_dict())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_adapters_of_any_name_are_found_by_their_path(name: str) -> None:
+    model = convpeft.attach(network(), "lora", name=name)
+    for path, module in model.named_modules():
+        assert model.get_submodule(path) is module
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(name=st.text(max_size=20))
 def test_an_adapter_of_any_name_is_saved_and_loaded(tmp_path: Path, name: str) -> None:

@@ -18,7 +18,7 @@ def evaluate_path(
     path: Path,
     *,
     data: str | None,
-    split: str,
+    split: str | None,
     weights: Path | None,
     who: str,
     against: Path | None,
@@ -49,21 +49,21 @@ def evaluate_path(
         own = recipe.data if same else recipe.data.model_copy(update={"source": data, "fold": None})
         dataset = load_recipe_data(recipe.model_copy(update={"data": own}))
     spec = dataset.spec
+    if split is None:  # other images than the run's own are measured whole where they have no test split
+        split = "all" if data is not None and "test" in dataset.made and not _is_own(recipe, data) else "test"
+    images = dataset.split(split)
     predictions, classes = evaluate_split(classifier, dataset, split, who=who)
     metrics = classification_metrics(predictions.probabilities, predictions.labels, classes)
     facts: dict[str, Any] = metrics.to_dict() | {"run": str(path), "data": spec, "split": split, "model": who}
     if against is not None:
-        truth = {
-            dataset.splits()[split].ids[i]: classes[k]
-            for i, k in zip(predictions.index, predictions.labels, strict=True)
-        }
+        truth = {images.ids[i]: classes[k] for i, k in zip(predictions.index, predictions.labels, strict=True)}
         facts["against"] = _compare(path, against, truth, predictions.correct)
     target = out if out is not None else (path / "evaluation" / _slug(f"{who}-{split}-{spec}") if recipe else None)
     if target is not None:
         target.mkdir(parents=True, exist_ok=True)
         (target / "metrics.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         write_plots(target, metrics, [])
-        write_predictions(target / "predictions.csv", dataset.splits()[split].ids, classes, predictions)
+        write_predictions(target / "predictions.csv", images.ids, classes, predictions)
         accuracy = format_interval(metrics.accuracy, metrics.accuracy_interval)
         write_report(
             target / "report.html",
@@ -73,7 +73,7 @@ def evaluate_path(
                 summary=f"{accuracy} of {metrics.n:,} images are classified right.",
                 sections=(
                     *classification_sections(metrics),
-                    *gallery(dataset, split, predictions, classes),
+                    *gallery(images, predictions, classes),
                     Code("Command", shlex.join(command_line())),
                 ),
             ),
@@ -86,6 +86,10 @@ def evaluate_path(
         say(facts["against"]["sentence"])
     if target is not None:
         say(f"report: {target / 'report.html'}")
+
+
+def _is_own(recipe: Recipe | None, data: str) -> bool:
+    return recipe is not None and data == recipe.data.source
 
 
 def _recipe_of(path: Path) -> Recipe | None:

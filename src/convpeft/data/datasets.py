@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 import numpy as np
 
 from convpeft.data.images import read_image
+from convpeft.errors import OptionError, nearest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,6 +27,10 @@ class ImageStore(Protocol):
 
     def subset(self, indices: NDArray[np.int64], /) -> Self:
         """Return the images at these positions, in this order."""
+        ...
+
+    def join(self, others: Sequence[Self], /) -> Self:
+        """Return these images and those of other stores of the same kind after them."""
         ...
 
 
@@ -45,6 +50,10 @@ class ArrayImages:
         """Return the images at these positions, in this order."""
         return type(self)(self.array[indices])
 
+    def join(self, others: Sequence[Self], /) -> Self:
+        """Return these images and those of others after them."""
+        return type(self)(np.concatenate([self.array, *(other.array for other in others)]))
+
 
 @dataclass(frozen=True)
 class FileImages:
@@ -61,6 +70,10 @@ class FileImages:
     def subset(self, indices: NDArray[np.int64], /) -> Self:
         """Return the images at these positions, in this order."""
         return type(self)(tuple(self.paths[i] for i in indices))
+
+    def join(self, others: Sequence[Self], /) -> Self:
+        """Return these images and those of others after them."""
+        return type(self)((*self.paths, *(path for other in others for path in other.paths)))
 
 
 @dataclass(frozen=True)
@@ -107,6 +120,7 @@ class Dataset:
         val: What decisions are made on: early stopping, learning rates.
         test: What results are reported on, and nothing else.
         notes: What a reader should know: how splits came to be, what was skipped.
+        made: Splits that the source did not have and that were cut out of its training images.
     """
 
     spec: str
@@ -115,10 +129,28 @@ class Dataset:
     val: Split
     test: Split
     notes: tuple[str, ...] = ()
+    made: tuple[str, ...] = ()
 
     def splits(self) -> dict[str, Split]:
         """Return the three splits by name."""
         return {"train": self.train, "val": self.val, "test": self.test}
+
+    def split(self, name: str) -> Split:
+        """Return a split by its name; "all" is train, then val, then test.
+
+        Raises:
+            OptionError: If there is no such split.
+        """
+        if name in self.splits():
+            return self.splits()[name]
+        if name != "all":
+            raise OptionError(f"split={name!r} does not exist. {nearest(name, [*self.splits(), 'all'])}")
+        parts = tuple(self.splits().values())
+        return Split(
+            images=parts[0].images.join([part.images for part in parts[1:]]),
+            labels=np.concatenate([part.labels for part in parts]),
+            ids=tuple(each for part in parts for each in part.ids),
+        )
 
 
 @dataclass(frozen=True)

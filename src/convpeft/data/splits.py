@@ -35,8 +35,9 @@ def complete(
         raise DataError(
             f"data '{spec}': has one class ({', '.join(parts.classes)}), expected two or more. Add another class."
         )
+    made = tuple(name for name in ("test", "val") if name not in splits)
     for name, fraction in (("test", test_fraction), ("val", val_fraction)):
-        if name not in splits:
+        if name in made:
             splits["train"], splits[name] = _cut(spec, splits["train"], name, fraction, seed, notes)
     dataset = Dataset(spec, parts.classes, splits["train"], splits["val"], splits["test"])
     notes += _check_classes(dataset) + _check_groups(dataset)
@@ -47,7 +48,7 @@ def complete(
         missing = len(set(dataset.train.labels.tolist())) - len(set(train.labels.tolist()))
         if missing:
             notes.append(f"train: the limit leaves {missing} of {len(parts.classes)} classes without an image")
-    return Dataset(spec, parts.classes, train, dataset.val, dataset.test, tuple(notes))
+    return Dataset(spec, parts.classes, train, dataset.val, dataset.test, tuple(notes), made)
 
 
 def hold_out(

@@ -17,7 +17,7 @@ from convpeft.adapter_file import read_adapter
 from convpeft.attachment import disabled, old_head
 from convpeft.data import Dataset, ImageBatches, Split, prepare, read_image
 from convpeft.data.images import SUFFIXES
-from convpeft.errors import AdapterFileError, DataError, OptionError, nearest
+from convpeft.errors import AdapterFileError, DataError
 from convpeft.evaluation.predicting import Predictions, predict_logits
 from convpeft.models import Preprocessing, from_adapter
 
@@ -114,7 +114,7 @@ def evaluate_split(
     Args:
         classifier: The model.
         dataset: Where the images are from; its classes are matched by name.
-        split: `train`, `val` or `test`.
+        split: `train`, `val`, `test` or `all`.
         who: `adapter`; `base`, the network without it; or `old-head`, the adapted features under the base's own head.
         batch_size: Images a batch.
 
@@ -122,9 +122,7 @@ def evaluate_split(
         OptionError: If there is no such split.
         DataError: If the split has a class that the model does not know, or the base has too few outputs.
     """
-    images = dataset.splits().get(split)
-    if images is None:
-        raise OptionError(f"split={split!r} does not exist. {nearest(split, dataset.splits())}")
+    images = dataset.split(split)
     if who == "adapter":
         images = dataclasses.replace(images, labels=_labels_by_name(images, dataset, classifier.classes))
     served = ImageBatches(images, classifier.preprocessing, batch_size=batch_size)

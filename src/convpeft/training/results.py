@@ -19,7 +19,7 @@ from torch import nn
 
 from convpeft._version import __version__
 from convpeft.counting import Count
-from convpeft.data import Dataset
+from convpeft.data import Dataset, Split
 from convpeft.evaluation import ClassificationMetrics, Predictions, errors_most_confident
 from convpeft.injection import state_of
 from convpeft.reporting import (
@@ -139,10 +139,10 @@ def write_plots(out: Path, metrics: ClassificationMetrics, history: Sequence[dic
     write_confusion_csv(out / "confusion.csv", metrics.confusion, metrics.classes)
 
 
-def gallery(dataset: Dataset, split: str, predictions: Predictions, classes: Sequence[str]) -> tuple[Section, ...]:
+def gallery(split: Split, predictions: Predictions, classes: Sequence[str]) -> tuple[Section, ...]:
     """The most confident mistakes as images; nothing where there are none."""
     mistakes = errors_most_confident(predictions, _GALLERY)
-    images = [dataset.splits()[split].images[mistake.index] for mistake in mistakes]
+    images = [split.images[mistake.index] for mistake in mistakes]
     return (mistakes_section(mistakes, images, classes),) if mistakes else ()
 
 
@@ -165,7 +165,7 @@ def write_run(result: Result, command: Sequence[str] | None = None) -> None:
         ),
         curves_section(history),
         *classification_sections(test),
-        *gallery(result.dataset, "test", result.predictions, result.dataset.classes),
+        *gallery(result.dataset.test, result.predictions, result.dataset.classes),
         Notes("Data and model", _remarks(result), warning=result.duplicates > 0),
         Code("Command", shlex.join(facts["command"])),
         Code("Recipe", recipe.to_toml(), caption="Everything this run was made from.", folded=True),

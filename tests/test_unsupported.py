@@ -1,0 +1,128 @@
+"""Models and layers on which an adapter would be silently wrong are refused by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.prune import l1_unstructured
+
+import convpeft
+from contract.networks import randomise
+from convpeft.injection import adapted_layers
+
+X = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(8)
+    nn.init.normal_(norm.running_mean)
+    pool = nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(inplace=True), pool, nn.Flatten(), nn.Linear(8, 4)).eval()
+
+
+def adapted(method: str = "lora", **arguments: object) -> nn.Sequential:
+    """The network with an adapter that says something."""
+    arguments = {"include": ["conv", "linear"]} | arguments if method == "lora" else arguments
+    return randomise(convpeft.attach(network(), method, **arguments), 2)
+
+
+def test_live_norm_put_in_after_attaching_is_found(tmp_path: Path) -> None:
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(adapted())
+    for use in (convpeft.trainable_parameters, convpeft.param_groups, lambda m: convpeft.save(m, tmp_path / "a")):
+        with pytest.raises(convpeft.ModelError, match=r"norm layer '1' \(SyncBatchNorm\) was replaced after attaching"):
+            use(model)
+    assert not (tmp_path / "a").exists()
+
+
+def test_sync_batchnorm_converted_before_attaching_is_frozen() -> None:
+    model = convpeft.attach(nn.SyncBatchNorm.convert_sync_batchnorm(network()), "lora").train()
+    before = model[1].running_mean.clone()
+    model(X)
+    assert torch.equal(model[1].running_mean, before)
+
+
+def test_data_parallel_is_refused() -> None:
+    with pytest.raises(convpeft.ModelError, match=r"wrapped in DataParallel\. Attach to the model first"):
+        convpeft.attach(nn.DataParallel(network()), "lora")
+
+
+def test_data_parallel_replica_of_an_adapted_layer_is_refused() -> None:
+    replica = adapted()[0]._replicate_for_data_parallel()
+    with pytest.raises(convpeft.ModelError, match="cannot be assigned"):
+        replica.weight = torch.zeros(8, 3, 3, 3)
+
+
+def test_distributed_wrapper_is_refused(tmp_path: Path) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(network())
+        with pytest.raises(
+            convpeft.ModelError, match=r"wrapped in DistributedDataParallel\. Attach to the model first"
+        ):
+            convpeft.attach(wrapped, "lora")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_lazy_layer_is_refused_by_name(index: int) -> None:
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 2)]
+    layers[index] = [nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d(), nn.LazyConv2d(8, 3)][index]
+    with pytest.raises(convpeft.ModelError, match=rf"layer '{index}' is lazy.*Run one forward pass"):
+        convpeft.attach(nn.Sequential(*layers), "lora")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        lambda layer: l1_unstructured(layer, "weight", 0.5),
+    ],
+)
+def test_layer_that_computes_its_weight_is_refused_by_name(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = network()
+    wrap(model[0])
+    with pytest.raises(convpeft.ModelError, match=r"layer '0'.*computes its weight.*remove_parametrizations"):
+        convpeft.attach(model, "lora")
+
+
+def test_parametrized_norm_is_refused_by_name() -> None:
+    model = network()
+    nn.utils.parametrize.register_parametrization(model[1], "weight", nn.Softplus())
+    with pytest.raises(convpeft.ModelError, match="layer '1'"):
+        convpeft.attach(model, "lora")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, X)])
+def test_torchscript_is_refused(make: Callable[[nn.Module], nn.Module]) -> None:
+    with pytest.raises(convpeft.ModelError, match=r"TorchScript.*Attach before"):
+        convpeft.attach(make(network()), "lora")
+
+
+def test_layer_that_owns_the_name_of_the_slots_is_refused() -> None:
+    model = network()
+    model[5].convpeft = "mine"
+    with pytest.raises(convpeft.ModelError, match="already has an attribute 'convpeft'"):
+        convpeft.attach(model, "lora", include=["linear"])
+
+
+def test_submodule_that_has_the_name_of_the_slots_is_refused_or_adapted() -> None:
+    model = nn.Sequential()
+    model.add_module("convpeft", nn.Conv2d(3, 8, 3))
+    model.add_module("norm", nn.Conv2d(8, 8, 3))
+    try:
+        convpeft.attach(model, "lora")
+    except convpeft.ModelError as error:
+        assert "'convpeft'" in str(error)
+    else:
+        assert {path for path, _ in adapted_layers(model)} == {"convpeft", "norm"}
