@@ -23,7 +23,8 @@ help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed-train  ## Train, adapt and compare on offline images; prints where the report is
-	@$(BIN)/convpeft demo
+	@rm -rf runs/demo
+	@$(BIN)/convpeft demo --out runs/demo
 
 test: $(VENV)/.installed-dev  ## Run the tests and the doctests
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from convpeft.training.results import Result
 
 DIGITS, CHARACTERS = "glyphs:digits", "glyphs:all"
+LIMIT = 12_400  # training images of a run, 200 a character, so that the demo takes minutes
 WAYS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("head only", "head-only", {"name": "probe"}),
     ("LoRA in the projection + head", "lora-projection", {"name": "lora", "rank": 8, "include": ["projection"]}),
@@ -63,7 +64,7 @@ def _recipe(out: Path, data: str, method: dict[str, Any], *, epochs: int, weight
     return make_recipe(
         {
             "model": model,
-            "data": {"source": data},
+            "data": {"source": data, "limit": LIMIT},
             "method": method,
             "train": {"epochs": epochs, "batch_size": 64},
             "out": str(out),
