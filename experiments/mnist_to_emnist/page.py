@@ -70,7 +70,7 @@ def _budget_lines(summary: Summary) -> Iterator[str]:
     yield (
         f"Learning rate: {words(len(grid['arms'][0]['rates']))} values an arm and target, a factor {grid['factor']:g} "
         f"apart, compared on validation with seed {grid['tuning_seed']}, which is used for nothing else. Where the "
-        f"best was on the edge, one more beyond it was tried (at most {words(grid["extensions"])} times). LoRA was "
+        f"best was on the edge, one more beyond it was tried (at most {words(grid['extensions'])} times). LoRA was "
         f"tuned at rank {grid['tuning_rank']}; its rate serves the other ranks. All rates are listed at the end."
     )
     missing = len(grid["seeds"]) - len(summary.seeds)
