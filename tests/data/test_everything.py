@@ -33,5 +33,5 @@ def test_all_of_images_in_memory_keeps_their_order() -> None:
 
 
 def test_unknown_split_is_refused_with_the_nearest() -> None:
-    with pytest.raises(OptionError, match="split='tset' does not exist. Did you mean 'test'"):
+    with pytest.raises(OptionError, match=r"split='tset' does not exist\. Did you mean 'test'\?"):
         load_data("glyphs:digits").split("tset")

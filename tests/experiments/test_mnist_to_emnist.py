@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,11 @@ def test_committed_page_is_what_the_committed_results_give(tmp_path: Path):
     plots = {path.name for path in (tmp_path / PAGE.stem).iterdir()}
     assert plots == {path.name for path in (PAGE.parent / PAGE.stem).iterdir()}
     assert all(f"({PAGE.stem}/{name})" in PAGE.read_text(encoding="utf-8") for name in plots)
+
+
+def test_committed_results_are_those_of_the_committed_grid():
+    grid = tomllib.loads((EXPERIMENT / "grid.toml").read_text(encoding="utf-8"))
+    assert [line["grid"] for line in read_lines(EXPERIMENT / "results.jsonl", "grid")] == [grid]
 
 
 def test_committed_results_name_no_folder_of_a_machine():
