@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def run_prepared(prepared: Prepared, out: Path, *, resume: bool, watcher: Watche
     recipe, dataset, model = prepared.recipe, prepared.dataset, prepared.model
     began = time.perf_counter()
     served = prepared.batches
-    duplicates = len(find_duplicates(dataset))
+    leaks = Counter(f"{first}/{second}" for first, _, second, _ in find_duplicates(dataset))
     fitted = fit(
         model,
         served["train"],
@@ -114,7 +115,7 @@ def run_prepared(prepared: Prepared, out: Path, *, resume: bool, watcher: Watche
         seconds=time.perf_counter() - began,
         peak_memory=peak_memory(),
         adapter_bytes=sum(file.stat().st_size for file in adapter.iterdir()),
-        duplicates=duplicates,
+        leaks=dict(leaks),
         notes=prepared.notes,
     )
 
