@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from convpeft.training.results import Result
 
 DIGITS, CHARACTERS = "glyphs:digits", "glyphs:all"
-LIMIT = 12_400  # training images of a run, 200 a character, so that the demo takes minutes
+LIMIT = 9_300  # training images of a run, 150 a character, so that the demo takes minutes
 WAYS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("head only", "head-only", {"name": "probe"}),
     ("LoRA in the projection + head", "lora-projection", {"name": "lora", "rank": 8, "include": ["projection"]}),
