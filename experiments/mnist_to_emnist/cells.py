@@ -23,6 +23,7 @@ from convpeft.training.preparing import adapt, batches, load_recipe_data
 from convpeft.training.recipe import Recipe, make_recipe
 
 _BATCH = 64  # for everything that is only looked at
+_EDGE = 3  # pixels
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,24 @@ def describe_target(setting: Setting, target: str) -> dict[str, Any]:
     dataset = load_data(setting.source(target), limit=setting.grid["data"]["limit"])
     val = load_data(setting.source(target), val_fraction=setting.grid["data"]["val_fraction"]).val
     sizes = {"train": len(dataset.train), "val": len(val), "test": len(dataset.test)}
-    return {"kind": "target", "target": target, "classes": list(dataset.classes), "images": sizes}
+    return {
+        "kind": "target",
+        "target": target,
+        "classes": list(dataset.classes),
+        "images": sizes,
+        "edge": _EDGE,
+        "ink_at_edge": _ink_at_edge(dataset),
+    }
+
+
+def _ink_at_edge(dataset: Dataset) -> list[float]:
+    """Share of the test images of each class with ink in the outermost pixels: how they were cut out."""
+    inner = slice(_EDGE, -_EDGE)
+    touched = np.empty(len(dataset.test), dtype=bool)
+    for index in range(len(dataset.test)):
+        pixels = dataset.test.images[index].astype(np.int64)
+        touched[index] = pixels.sum() > pixels[inner, inner].sum()
+    return [float(touched[dataset.test.labels == label].mean()) for label in range(len(dataset.classes))]
 
 
 def _recipe(setting: Setting, cell: Cell) -> Recipe:

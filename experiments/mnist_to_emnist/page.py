@@ -39,7 +39,9 @@ def _head(summary: Summary) -> Iterator[str]:
 
 def _protocol(summary: Summary) -> Iterator[str]:
     yield "## What was done"
-    yield "\n".join(f"- {line}" for line in (_base_line(summary), *_budget_lines(summary), *_measure_lines(summary)))
+    yield "\n".join(
+        f"- {line}" for line in (_base_line(summary), *_budget_lines(summary), *_measure_lines(summary), *summary.notes)
+    )
 
 
 def _base_line(summary: Summary) -> str:
@@ -150,7 +152,7 @@ def _verdict(summary: Summary) -> Iterator[str]:
         rows, chosen = summary.rows(target), summary.chosen(target)
         head, full, scratch = (_row(rows, name) for name in ("head", "full", "scratch"))
         document, convolution = (_best_rank(rows, name) for name in ("lora-projection", "lora-conv"))
-        gaps = [f"{inside(x.name)} {share_of_gap(x, head, full)}" for x in (chosen, document, convolution)]
+        gaps = [f"{inside(x.name)}: {share_of_gap(x, head, full)}" for x in (chosen, document, convolution)]
         yield f"`{target}`; the best LoRA arm and rank on validation is {inside(chosen.name)}."
         yield "\n".join(
             (
@@ -158,9 +160,10 @@ def _verdict(summary: Summary) -> Iterator[str]:
                 f"- Against full fine-tuning. {compare(chosen, full)} It trains "
                 f"{format_count(chosen.runs[0]['trainable'])} parameters instead of "
                 f"{format_count(full.runs[0]['trainable'])}.",
-                f"- Of the {points(full.minus(head).mean)} points that full fine-tuning gains over the head alone: "
-                f"{', '.join(dict.fromkeys(gaps))}.",
+                f"- Of the {points(full.minus(head).mean)} points that full fine-tuning gains over the head alone, "
+                f"these are gained by {'; '.join(dict.fromkeys(gaps))}.",
                 f"- The document's arm. {compare(document, head)} {compare(document, full)}",
+                f"- Against training from scratch. {compare(chosen, scratch)} {compare(document, scratch)}",
                 f"- What the base is worth. {compare(full, scratch)} {compare(head, scratch)}",
             )
         )
@@ -219,6 +222,10 @@ def _kept(summary: Summary) -> Iterator[str]:
         )
     if "mnist+letters" in summary.targets:
         yield "`mnist+letters` trains on digits again, which helps what it keeps; `emnist-letters` shows no digit."
+    yield (
+        "An arm that learned less also changed less: the arms differ in accuracy and learning rate, so this is not a "
+        "comparison at equal gain."
+    )
 
 
 def _not_tested(summary: Summary) -> Iterator[str]:
@@ -234,8 +241,7 @@ def _not_tested(summary: Summary) -> Iterator[str]:
             "- Rates were tuned with one seed, and for LoRA at one rank; a validation split of this size tells "
             "neighbouring rates apart poorly. Epochs were not tuned. No correction is made for the number of "
             "comparisons.",
-            "- Digits come from MNIST and letters from EMNIST, which were cut out and scaled differently; a network "
-            "may tell 0 from O by that, so look-alikes may be harder in a set of one origin.",
+            "- Digits and letters of one origin: EMNIST's own digits, which were cut out as its letters were.",
             "- Time and memory: other work ran on the same two cores, so seconds are recorded but not compared.",
         )
     )

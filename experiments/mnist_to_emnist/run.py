@@ -61,7 +61,6 @@ class Results:
 
 def run_all(grid: dict[str, Any], recipe: dict[str, Any], *, root: str, work: Path, out: Path, workers: int) -> None:
     """Train the base, choose the learning rates on validation, and train every arm with every seed."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come; this one trains the base and may use all
     from cells import Setting, describe_target, use_one_thread
 
     setting = Setting(grid, root, work / "base.safetensors")
@@ -69,7 +68,7 @@ def run_all(grid: dict[str, Any], recipe: dict[str, Any], *, root: str, work: Pa
     if not setting.weights.exists():
         train_base(setting, recipe, work)
     if not results.of("grid"):
-        results.add({"kind": "grid", "grid": grid, "versions": versions()})
+        results.add({"kind": "grid", "grid": grid, "versions": versions(), "notes": []})
     if not results.of("base"):
         results.add(describe_base(work / "base", setting.weights))
     elif results.of("base")[0]["sha256"] != sha256(setting.weights):
@@ -77,6 +76,7 @@ def run_all(grid: dict[str, Any], recipe: dict[str, Any], *, root: str, work: Pa
     for target in grid["targets"]:
         if target not in [line["target"] for line in results.of("target")]:
             results.add(describe_target(setting, target))
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come; this one trained the base with all it has
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=use_one_thread) as pool:
         _do(pool, setting, results, _tuning_cells(grid, results))

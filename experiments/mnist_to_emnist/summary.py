@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ _T = {
     8: (2.3060, 0.8889),
     9: (2.2622, 0.8834),
 }
-# Groups that are one shape to the eye; EMNIST's letters hold both cases. Named before anything was trained.
+# Groups that are one shape to the eye; EMNIST's letters hold both cases. Named before any mistake was seen.
 LOOKALIKES = ("0O", "1IL", "2Z", "5S", "9GQ")
 
 
@@ -91,8 +92,10 @@ class Summary:
 
     def __init__(self, path: Path) -> None:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        self.grid: dict[str, Any] = next(line["grid"] for line in lines if line["kind"] == "grid")
-        self.versions: dict[str, str] = next(line["versions"] for line in lines if line["kind"] == "grid")
+        plan = next(line for line in lines if line["kind"] == "grid")
+        self.grid: dict[str, Any] = plan["grid"]
+        self.versions: dict[str, str] = plan["versions"]
+        self.notes: list[str] = plan["notes"]  # what a reader should know of how this very run went
         self.base: dict[str, Any] = next(line for line in lines if line["kind"] == "base")
         self.targets: dict[str, dict[str, Any]] = {x["target"]: x for x in lines if x["kind"] == "target"}
         self.trials = [line for line in lines if line["kind"] == "tune"]
@@ -140,6 +143,11 @@ def lookalike_mistakes(confusion: NDArray[np.int64], classes: Sequence[str], gro
     """Mistakes inside these groups, in either direction."""
     place = {name: index for index, name in enumerate(classes)}
     return sum(int(confusion[place[a], place[b]]) for group in groups for a in group for b in group if a != b)
+
+
+def lookalike_pairs(classes: Sequence[str]) -> list[tuple[str, str]]:
+    """Every pair of classes inside a look-alike group."""
+    return [pair for group in groups_in(classes) for pair in itertools.combinations(group, 2)]
 
 
 def crossing_mistakes(confusion: NDArray[np.int64], classes: Sequence[str]) -> int:
