@@ -55,6 +55,11 @@ def evaluate_path(
     predictions, classes = evaluate_split(classifier, dataset, split, who=who)
     metrics = classification_metrics(predictions.probabilities, predictions.labels, classes)
     facts: dict[str, Any] = metrics.to_dict() | {"run": str(path), "data": spec, "split": split, "model": who}
+    if who != "adapter":
+        named = len(dataset.classes)
+        facts["note"] = (
+            f"the base tells no class names: its first {named} of {len(classes)} outputs stand for the data's classes"
+        )
     if against is not None:
         truth = {images.ids[i]: classes[k] for i, k in zip(predictions.index, predictions.labels, strict=True)}
         facts["against"] = _compare(path, against, truth, predictions.correct)
@@ -82,6 +87,8 @@ def evaluate_path(
         print_json(facts)
         return
     _show_evaluation(metrics, f"{who} on {spec} ({split})")
+    if "note" in facts:
+        say(f"note: {facts['note']}, in the order of the data. Only right if the base was trained on them.")
     if against is not None:
         say(facts["against"]["sentence"])
     if target is not None:
