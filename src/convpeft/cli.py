@@ -199,7 +199,7 @@ def datasets(as_json: AsJson = False) -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Directory of the demo's runs.")] = Path("runs/demo"),
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each training.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each training.")] = 4,
 ) -> None:
     """From digits to digits and letters, offline: four ways to adapt one network, compared."""
     from convpeft.demo import run_demo
