@@ -9,25 +9,10 @@ from torch import Tensor, nn
 
 import convpeft
 from contract.networks import randomise, relative_error
+from small_network import X, adapted
 
 FLOAT32_TOLERANCE = 1e-5  # promises.md
 ONNX_TOLERANCE = 1e-4  # promises.md, C12
-
-X = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(1))
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    norm = nn.BatchNorm2d(8)
-    nn.init.normal_(norm.running_mean)
-    pool = nn.AdaptiveAvgPool2d(1)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(inplace=True), pool, nn.Flatten(), nn.Linear(8, 4)).eval()
-
-
-def adapted(method: str = "lora", **arguments: object) -> nn.Sequential:
-    """The network with an adapter that says something."""
-    arguments = {"include": ["conv", "linear"]} | arguments if method == "lora" else arguments
-    return randomise(convpeft.attach(network(), method, **arguments), 2)
 
 
 class Geometries(nn.Module):

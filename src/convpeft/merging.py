@@ -51,7 +51,7 @@ def merge(model: Model, names: Sequence[str] | str | None = None) -> Model:
         )
     _require_mergeable(model, ordered)
     planned = [(path, layer, _merged_tensors(path, layer, ordered)) for path, layer in adapted_layers(model)]
-    tied = Counter(id(parameter) for _, module in _modules(model) for parameter in module._parameters.values())
+    tied = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
     for _, layer, tensors in planned:
         for tensor, value in tensors.items():
             _write(layer, tensor, value, state, tied)
@@ -134,7 +134,3 @@ def _write_statistics(layer: nn.Module, names: tuple[str, ...]) -> None:
                 base = layer._buffers.get(name)
                 if base is not None and value is not None:
                     base.copy_(value)
-
-
-def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    return list(model.named_modules())

@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 
 from convpeft.adapters import Module, NormPolicy
 from convpeft.errors import ModelError, OptionError
-from convpeft.injection import AdaptedLayer, NormStatistics
+from convpeft.injection import AdaptedLayer
 from convpeft.sites import walk
 
 
@@ -36,11 +36,6 @@ def choose_policy(cls: type[Module], norm: NormPolicy | None) -> NormPolicy:
 def norms_with_statistics(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Layers that keep running statistics: they would move in train mode, parameters frozen or not."""
     return [(path, m) for path, m in walk(model) if isinstance(m, _NormBase) and m.running_mean is not None]
-
-
-def own_statistics(layer: nn.Module) -> NormStatistics:
-    """A copy of the statistics for one adapter, so that the base keeps its own."""
-    return NormStatistics(layer)
 
 
 def verify_norms(model: nn.Module) -> None:

@@ -56,6 +56,7 @@ class Engine:
         self.accelerator = Accelerator(cpu=on_cpu(), mixed_precision=settings.precision)
         self.optimizer = _make_optimizer(model, settings)
         self._model, self._batches, self._settings = model, batches, settings
+        self._parameters = trainable_parameters(model)
         self._base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._own_forward = model.__dict__.get("forward")
         self._wrapped, self._prepared, self._loader = self.accelerator.prepare(model, self.optimizer, batches.loader)
@@ -127,7 +128,7 @@ class Engine:
         if (index + 1) % accumulate and index + 1 < batches:
             return
         if self._settings.clip > 0:
-            self.accelerator.clip_grad_norm_(trainable_parameters(self._model), self._settings.clip)
+            self.accelerator.clip_grad_norm_(self._parameters, self._settings.clip)
         self._prepared.step()
         self._prepared.zero_grad(set_to_none=True)
         after_step(self._model)
