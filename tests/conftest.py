@@ -27,6 +27,7 @@ hypothesis.settings.register_profile(
     database=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
+hypothesis.settings.register_profile("quick", parent=hypothesis.settings.get_profile("ci"), max_examples=4)
 hypothesis.settings.register_profile(
     "full",
     max_examples=1000,

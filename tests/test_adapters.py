@@ -31,6 +31,9 @@ def test_record_of_lora() -> None:
         ("rank", "int", 8),
         ("alpha", "float or None", None),
         ("rslora", "bool", False),
+        ("plus_ratio", "float", 1.0),
+        ("init", "one of 'zero', 'pissa'", "zero"),
+        ("learned_scale", "bool", False),
     ]
     assert (info.mergeable, info.norm, info.default_sites) == ("always", "frozen", ("conv", "linear"))
     assert "2106.09685" in info.paper

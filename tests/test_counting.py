@@ -80,8 +80,10 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> type[adapters.Adapter]:
         def penalty(self) -> Tensor:
             return self.strength * self.fast.square().sum()
 
-        def after_step(self) -> None:
-            self.steps += 1
+        @classmethod
+        def after_step(cls, parts, progress, optimizer) -> None:
+            for part in parts:
+                part.steps += 1
 
     return Toy
 

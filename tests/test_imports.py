@@ -15,9 +15,22 @@ ROOT = "convpeft"
 # Lowest first: a part imports from its own layer and from lower ones.
 LAYERS = (
     {"errors", "_version", "_torchvision", "catalog"},
-    {"adapters", "fingerprints", "heads", "injection", "kernels", "norms", "sites"},
+    {
+        "adapters",
+        "blocks",
+        "branching",
+        "convolving",
+        "fingerprints",
+        "heads",
+        "injection",
+        "kernels",
+        "norms",
+        "selection",
+        "sites",
+    },
     {"methods"},
-    {"attachment", "adapter_file"},
+    {"planning", "adapter_file"},
+    {"attachment"},
     {"checking", "counting", "merging", "storage"},
     {"data", "models"},
     {"deployment", "evaluation", "reporting", "training"},
@@ -28,9 +41,9 @@ LAYERS = (
 )
 LEVELS = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 # A method knows little, and only its name is known of it: the registry finds it.
-METHOD_IMPORTS = {"adapters", "sites", "errors"}
+METHOD_IMPORTS = {"adapters", "convolving", "errors", "sites"}
 # `also_train` means the method `full` on the layers it names.
-KNOWN_METHODS = {("convpeft.attachment", "convpeft.methods.full")}
+KNOWN_METHODS = {("convpeft.planning", "convpeft.methods.full")}
 # Within one layer: numbers and pages must not depend on how a run was made.
 FORBIDDEN = {("evaluation", "training"), ("reporting", "training")}
 HEAVY = {"accelerate", "matplotlib", "pydantic", "timm", "torchmetrics", "torchvision"}

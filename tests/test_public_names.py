@@ -54,6 +54,7 @@ USES = {
     "old_head": "use(convpeft.old_head(adapted()))",
     "param_groups": "convpeft.param_groups(adapted())",
     "penalty": "convpeft.penalty(adapted())",
+    "plan_training": "convpeft.plan_training(adapted(), epochs=1, steps_per_epoch=2)",
     "save": "saved()",
     "select": "convpeft.select(network())",
     "set_active": "convpeft.set_active(adapted(), [])",

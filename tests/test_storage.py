@@ -48,7 +48,15 @@ def test_description_says_method_options_classes_and_versions(tmp_path: Path) ->
     model = adapted(rank=3, alpha=6.0, num_classes=3)
     config = config_of(convpeft.save(model, tmp_path / "adapter", classes=["cat", "dog", "ü 漢"]))
     assert config["method"] == "lora"
-    assert config["options"] == {"rank": 3, "alpha": 6.0, "rslora": False, "rank_policy": "clamp"}
+    assert config["options"] == {
+        "rank": 3,
+        "alpha": 6.0,
+        "rslora": False,
+        "plus_ratio": 1.0,
+        "init": "zero",
+        "learned_scale": False,
+        "rank_policy": "clamp",
+    }
     assert config["classes"] == ["cat", "dog", "ü 漢"]
     assert (config["norm"], config["num_classes"]) == ("frozen", 3)
     assert config["versions"]["torch"] == torch.__version__

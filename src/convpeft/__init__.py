@@ -13,22 +13,24 @@ from convpeft._version import __version__
 if TYPE_CHECKING:
     from convpeft.adapters import Adapter, Branch, MethodInfo, list_methods, method_info
     from convpeft.attachment import attach, detach, disabled, old_head, set_active
-    from convpeft.counting import Count, after_step, count, param_groups, penalty, trainable_parameters
+    from convpeft.counting import Count, after_step, count, param_groups, penalty, plan_training, trainable_parameters
     from convpeft.errors import AdapterFileError, ConvpeftError, DataError, ModelError, OptionError, RunError
     from convpeft.merging import merge, merged
     from convpeft.models import from_adapter, load_model
-    from convpeft.sites import Site, select
+    from convpeft.selection import select
+    from convpeft.sites import Site
     from convpeft.storage import load, save
     from convpeft.training import train
 
 _WHERE = {
     "adapters": ("Adapter", "Branch", "MethodInfo", "list_methods", "method_info"),
     "attachment": ("attach", "detach", "disabled", "old_head", "set_active"),
-    "counting": ("Count", "after_step", "count", "param_groups", "penalty", "trainable_parameters"),
+    "counting": ("Count", "after_step", "count", "param_groups", "penalty", "plan_training", "trainable_parameters"),
     "errors": ("AdapterFileError", "ConvpeftError", "DataError", "ModelError", "OptionError", "RunError"),
     "merging": ("merge", "merged"),
     "models": ("from_adapter", "load_model"),
-    "sites": ("Site", "select"),
+    "selection": ("select",),
+    "sites": ("Site",),
     "storage": ("load", "save"),
     "training": ("train",),
 }
@@ -62,6 +64,7 @@ __all__ = [
     "old_head",
     "param_groups",
     "penalty",
+    "plan_training",
     "save",
     "select",
     "set_active",

@@ -10,18 +10,54 @@ import pkgutil
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
-from convpeft.errors import OptionError, nearest
+from convpeft.errors import ModelError, OptionError, nearest
 from convpeft.sites import Kind, Site
 
 NormPolicy = Literal["frozen", "adapt", "train"]
 Mergeable = Literal["always", "eval", "never"]
+Hook = Literal["plan_training", "penalty", "after_step"]
+
+_HOOKS: tuple[Hook, ...] = ("plan_training", "penalty", "after_step")
+
+_REFUSED: Mapping[Kind, str] = {
+    "conv": "it has no use for a convolution",
+    "linear": "it has no use for a linear layer",
+    "norm": "a norm's weight is no map from inputs to outputs",
+    "parameter": "a loose parameter is no map from inputs to outputs",
+    "block": "a block has no weight of its own",
+}
 
 METHODS: dict[str, type[Module]] = {}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands after an optimiser step.
+
+    Attributes:
+        step: Steps taken, this one included, from 1.
+        steps_per_epoch: Steps of one epoch.
+        epochs: Epochs planned.
+    """
+
+    step: int
+    steps_per_epoch: int
+    epochs: int
+
+    @property
+    def total(self) -> int:
+        """Steps planned."""
+        return self.steps_per_epoch * self.epochs
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether this step was the last of its epoch."""
+        return self.step % self.steps_per_epoch == 0
 
 
 class Module(nn.Module):
@@ -34,11 +70,15 @@ class Module(nn.Module):
     paper: ClassVar[str] = ""
     mergeable: ClassVar[Mergeable] = "always"
     additive: ClassVar[bool] = False  # the map adds something that does not depend on the weight
+    after_head: ClassVar[bool] = False  # goes on top of a fresh head too
+    replaces: ClassVar[bool] = False  # the map ignores the weight it is given, so it comes first on its layer
     kinds: ClassVar[tuple[Kind, ...]] = ("conv", "linear")
+    refused: ClassVar[Mapping[Kind, str]] = _REFUSED  # why the kinds that are not in `kinds` are refused
     default_sites: ClassVar[tuple[str, ...]] = ("conv", "linear")
     default_exclude: ClassVar[tuple[str, ...]] = ("head",)
     norm_policies: ClassVar[tuple[NormPolicy, ...]] = ("frozen", "adapt", "train")  # the first is the default
     learning_rate: ClassVar[float] = 1e-3
+    hooks: frozenset[Hook] = frozenset()  # what a training loop has to call for this adapter to be right
 
     def __init_subclass__(cls, *, name: str | None = None, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -49,9 +89,32 @@ class Module(nn.Module):
     def __init__(self, site: Site) -> None:
         super().__init__()
         self.site = site
+        self.settled: dict[str, Any] = {}  # options of this site alone, see `settle`
+        self._seen = 0  # sum of the parameters' version counters at the last look
+        self._missed = 0  # steps since the hooks were last called
+        self._penalised = False
+
+    @property
+    def runs_beside(self) -> bool:
+        """Whether `beside` computes it now, rather than a map of weights."""
+        return False
+
+    def beside(self, given: Tensor, output: Tensor) -> Tensor:
+        """What becomes of the layer's (or block's) output, from that and its input."""
+        raise NotImplementedError
 
     @classmethod
-    def largest_rank(cls, site: Site) -> int | None:
+    def form(cls, **options: Any) -> type[Module]:
+        """The class for these options, where some of them are no map of weights (or no Branch)."""
+        return cls
+
+    @classmethod
+    def settle(cls, options: dict[str, Any], sites: Sequence[Site], known: Sequence[Site]) -> list[dict[str, Any]]:
+        """Options of each of `sites`, where they depend on the others or on the whole network's sites `known`."""
+        return [options for _ in sites]
+
+    @classmethod
+    def largest_rank(cls, site: Site, **options: Any) -> int | None:
         """Largest rank at which the adapter is no larger than its layer; 0 if none, None without a rank."""
         return None
 
@@ -66,16 +129,56 @@ class Module(nn.Module):
         """Term that the method adds to the loss, if any."""
         return None
 
-    def after_step(self) -> None:
-        """Work after each optimiser step, if any."""
+    @classmethod
+    def after_step(
+        cls, parts: Sequence[Any], progress: Progress | None, optimizer: torch.optim.Optimizer | None
+    ) -> None:
+        """Work after each optimiser step, on all adapters of the method at once, before gradients are cleared."""
 
+    def watch_hooks(self) -> None:
+        """Notice optimiser steps in a training loop that does not call the hooks this adapter needs.
 
-class Adapter(Module):
-    """Map `(weight, bias)` of one layer to new ones of the same shape and dtype; a bias may come into being.
+        Raises:
+            ModelError: At the second such step.
+        """
+        if not self.hooks:
+            return
+        version = sum(parameter._version for parameter in self.parameters() if parameter.requires_grad)
+        self._missed += version > self._seen
+        self._seen = version
+        if self._missed > 1:
+            needed = ", ".join(f"convpeft.{hook}" for hook in _HOOKS if hook in self.hooks)
+            raise ModelError(
+                f"method {self.method_name!r} needs {needed} and the training loop took steps without. "
+                "Call convpeft.after_step(model, optimizer) after each optimizer.step()."
+            )
 
-    `forward(weight, bias) -> (weight, bias)` with the weight as `(out, in/groups, *kernel)`, in float32 or wider.
-    An adapter knows nothing of names, files or merging; it is the identity after `start`.
-    """
+    def acknowledge_step(self, progress: Progress | None) -> None:
+        """Note that the loop called `after_step`.
+
+        Raises:
+            ModelError: If it left another hook out that this adapter needs.
+        """
+        if "plan_training" in self.hooks and progress is None:
+            raise ModelError(
+                f"method {self.method_name!r} follows the whole training's course. "
+                "Call convpeft.plan_training(model, epochs=..., steps_per_epoch=...) before the first step."
+            )
+        if "penalty" in self.hooks and not self._penalised:
+            raise ModelError(
+                f"method {self.method_name!r} adds a term to the loss. Add convpeft.penalty(model) to it in each step."
+            )
+        self._penalised = False
+
+    def forget_steps(self) -> None:
+        """Count steps without hooks from here on."""
+        self._missed = 0
+        self._seen = sum(parameter._version for parameter in self.parameters() if parameter.requires_grad)
+
+    def asked_for_penalty(self) -> Tensor | None:
+        """The term for the loss, noting that it was asked for."""
+        self._penalised = True
+        return self.penalty()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Keep float32 when the model is cast to half precision: small updates would be rounded away."""
@@ -88,10 +191,47 @@ class Adapter(Module):
         return super()._apply(keep_wide, recurse)
 
 
+class Adapter(Module):
+    """Map `(weight, bias)` of one layer to new ones of the same shape and dtype; a bias may come into being.
+
+    `forward(weight, bias) -> (weight, bias)` with the weight as `(out, in/groups, *kernel)`, in float32 or wider.
+    An adapter knows nothing of names, files or merging; it is the identity after `start`.
+    """
+
+
+class Additive(Adapter):
+    """Adapter that adds a delta which does not depend on the weight, if asked with a trained factor on it.
+
+    The factor starts at one and the delta at zero; were both zero, no gradient would reach either.
+    """
+
+    additive: ClassVar[bool] = True
+
+    def __init__(self, site: Site, *, learned_scale: bool = False) -> None:
+        super().__init__(site)
+        self.learned_scale = nn.Parameter(torch.ones(1)) if learned_scale else None
+
+    def scaled(self, factor: Tensor) -> Tensor:
+        """One factor of the delta, times the trained scale where there is one."""
+        return factor if self.learned_scale is None else self.learned_scale * factor
+
+
 class Branch(Module):
-    """What is no map of one layer's weights: `forward(input, output) -> output` after the layer has run."""
+    """What is no map of one layer's weights: `forward(given, output) -> output` after the layer or block has run.
+
+    `given` is the layer's input `(batch, in, *space)`, `output` its output `(batch, out, *space)`, in float32 or wider.
+    """
 
     mergeable: ClassVar[Mergeable] = "never"
+
+    @property
+    def runs_beside(self) -> bool:
+        """Always."""
+        return True
+
+    def beside(self, given: Tensor, output: Tensor) -> Tensor:
+        """Run the branch."""
+        return cast(Tensor, self(given, output))
 
 
 @dataclass(frozen=True)

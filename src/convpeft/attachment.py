@@ -4,38 +4,30 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Sequence
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from convpeft.adapters import Adapter, Branch, Module, NormPolicy, complete_options, method_class
+from convpeft.adapters import Module, NormPolicy
+from convpeft.blocks import find_blocks
 from convpeft.errors import ModelError, OptionError, nearest
-from convpeft.heads import FreshHead
 from convpeft.injection import (
-    HEAD,
-    AdaptedLayer,
     Attached,
-    NormStatistics,
     State,
     adapted_layers,
-    effective,
     part_label,
     refuse_clash,
     restore,
     slots_of,
     state_of,
     swap,
-    to_canonical,
 )
-from convpeft.methods.full import Full
 from convpeft.norms import choose_policy, norms_with_statistics, verify_norms
-from convpeft.sites import Site, all_sites, choose, find_head, refuse_layer
+from convpeft.planning import Part, RankPolicy, options_of, plan_parts, read_requests, start_part
+from convpeft.sites import all_sites, refuse_layer
 
-RankPolicy = Literal["clamp", "error", "skip"]
 Model = TypeVar("Model", bound=nn.Module)
-_KEYWORDS = ("num_classes", "include", "exclude", "norm", "head", "rank_policy", "also_train", "name", "generator")
-Part = tuple[str, str, Module | NormStatistics]  # (path of the layer, part name, what sits there)
 
 
 def attach(
@@ -59,7 +51,8 @@ def attach(
 
     Args:
         model: Any network of convolutions and linear layers.
-        method: Name of a method, see `convpeft.list_methods()`.
+        method: Name of a method, see `convpeft.list_methods()`; or of several, joined by `+`, in the order in which
+            they act on a layer.
         name: What to call this adapter; any string that is not in use on the model.
         num_classes: Put a fresh classifier for so many classes on; the old one stays underneath. Default: keep the old.
         include: Paths, globs or kind words of the layers to adapt, see `convpeft.select`. Default: the method's own.
@@ -70,7 +63,8 @@ def attach(
             layer that cannot take even rank 1 is skipped under `clamp` too.
         also_train: Layers trained whole and saved with the adapter.
         generator: Source of the random starting values. Default: torch's global one.
-        **options: The method's options, checked against its signature.
+        **options: The method's options, checked against its signature; for several methods a mapping each, which may
+            hold `include` and `exclude` too: `attach(model, "lora+bitfit", lora={"rank": 4, "include": ["conv"]})`.
 
     Returns:
         The same model.
@@ -84,40 +78,32 @@ def attach(
     >>> isinstance(net[0], nn.Conv2d)
     True
     """
-    cls = method_class(method)
-    complete = complete_options(cls, options, beside=_KEYWORDS)
-    policy = choose_policy(cls, norm)
+    requests = read_requests(method, options, include, exclude)
+    policy = choose_policy([request.form for request in requests], norm)
     state = state_of(model) or State()
     _check_request(state, name, num_classes, rank_policy)
-
     known = all_sites(model, head=head)
-    whole = choose(known, also_train, None) if also_train else ()
-    replaced = _site_of_new_head(known, model, head) if num_classes is not None else None
-    taken = {(site.path, site.tensor) for site in (*whole, *([replaced] if replaced else ()))}
-    if include is None:
-        chosen = choose(known, cls.default_sites, exclude, without=cls.default_exclude, lenient=True)
-    else:
-        chosen = choose(known, include, exclude)
-    chosen = tuple(s for s in chosen if s.kind in cls.kinds and (s.path, s.tensor) not in taken)
-    if issubclass(cls, Branch):
-        _refuse_bypassed(model, chosen)
-
-    chosen, skipped = _fit_rank(cls, chosen, complete, rank_policy)
-    parts: list[Part] = [(site.path, method, cls(site, **complete)) for site in chosen]
-    parts = [part for part in parts if _has_tensors(part[2])]
-    parts += [(site.path, "full", Full(site)) for site in whole]
-    if replaced is not None and num_classes is not None:
-        parts.append((replaced.path, HEAD, FreshHead(replaced, num_classes=num_classes)))
-    if not parts:
-        raise OptionError(
-            f"method {method!r} finds no layer to adapt in this model. "
-            "Give num_classes=... for a new head, or other layers with include=[...]."
-        )
-    parts += _norm_parts(model, known, policy, taken | {(path, "weight") for path, _, _ in parts})
-    for path, _, part in parts:
+    if any("block" in request.form.kinds for request in requests):
+        known += find_blocks(model)
+    parts, skipped = plan_parts(
+        model,
+        known,
+        requests,
+        policy=policy,
+        num_classes=num_classes,
+        head=head,
+        rank_policy=rank_policy,
+        also_train=also_train,
+    )
+    for index, (_, _, part) in enumerate(parts):
         if isinstance(part, Module):
-            _start(part, model.get_submodule(path), generator)
-    record = Attached(method, complete | {"rank_policy": rank_policy}, policy, None, num_classes, cls.learning_rate)
+            start_part(part, model, parts[:index], generator)
+    for path, _, part in parts:
+        layer = model.get_submodule(path)
+        device = next(layer.parameters(), torch.empty(0)).device
+        part.to(device=device)
+    settled = options_of(requests) | {"rank_policy": rank_policy}
+    record = Attached(method, settled, policy, None, num_classes, requests[0].method.learning_rate)
     record.skipped = tuple(site.path for site in skipped)
     install(model, state, name, record, parts)
     return model
@@ -198,6 +184,7 @@ def install(model: nn.Module, state: State, name: str, record: Attached, parts: 
         part.train(layer.training)
         if isinstance(part, Module):
             part.requires_grad_(True)
+            part.forget_steps()
         swap(layer, state).put(name, part_label(part_name, part), part)
     for path in norms:
         swap(model.get_submodule(path), state)
@@ -259,81 +246,3 @@ def _check_request(state: State, name: str, num_classes: int | None, rank_policy
         raise OptionError(
             f"rank_policy={rank_policy!r} does not exist. {nearest(rank_policy, ('clamp', 'error', 'skip'))}"
         )
-
-
-def _site_of_new_head(known: Sequence[Site], model: nn.Module, head: str) -> Site:
-    path = find_head(model, head)
-    for site in known:
-        if site.path == path:
-            return site
-    raise ModelError("no Linear or 1x1 convolution was found to be the classifier. Name it with head='path.of.layer'.")
-
-
-def _refuse_bypassed(model: nn.Module, sites: Sequence[Site]) -> None:
-    for site in sites:
-        parent = model.get_submodule(site.path.rpartition(".")[0])
-        if isinstance(parent, nn.MultiheadAttention):
-            raise ModelError(
-                f"{site.describe()}: MultiheadAttention reads its weight and never calls it, so a Branch there "
-                f'would not run. Use exclude=["{site.path}"].'
-            )
-
-
-def _fit_rank(
-    cls: type[Module], sites: Sequence[Site], options: dict[str, Any], policy: RankPolicy
-) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
-    """Split sites into those that are adapted and those that are skipped."""
-    rank = options.get("rank")
-    kept: list[Site] = []
-    skipped: list[Site] = []
-    for site in sites:
-        largest = cls.largest_rank(site)
-        if rank is None or largest is None or rank <= largest:
-            kept.append(site)
-        elif policy == "error":
-            raise OptionError(
-                f"{site.describe()}: rank={rank} is too large, this layer takes at most {largest}. "
-                f'Lower rank, use rank_policy="clamp" (the default), or exclude=["{site.path}"].'
-            )
-        else:
-            (skipped if policy == "skip" or largest == 0 else kept).append(site)
-    return tuple(kept), tuple(skipped)
-
-
-def _norm_parts(model: nn.Module, known: Sequence[Site], policy: NormPolicy, taken: set[tuple[str, str]]) -> list[Part]:
-    """What the norm policy itself puts on normalisation layers."""
-    if policy == "frozen":
-        return []
-    parts: list[Part] = []
-    if policy == "train":
-        norms = [site for site in known if site.kind == "norm" and (site.path, "weight") not in taken]
-        parts += [(site.path, "full", Full(site)) for site in norms]
-    return parts + [(path, "norm", NormStatistics(layer)) for path, layer in norms_with_statistics(model)]
-
-
-def _has_tensors(part: nn.Module) -> bool:
-    return bool(part.state_dict())
-
-
-def _start(part: Module, layer: nn.Module, generator: torch.Generator | None) -> None:
-    """Give a new part its dtype, its starting values and its device, and check what it promises."""
-    own = cast(torch.Tensor, layer._parameters[part.site.tensor])
-    dtype = torch.promote_types(own.dtype, torch.float32)
-    with torch.no_grad():  # on top of active adapters the start is what they make of the layer
-        if isinstance(layer, AdaptedLayer):
-            tensor, bias = effective(layer, part.site.tensor)
-        else:
-            tensor, bias = own, layer._parameters.get("bias") if part.site.bias else None
-    weight = to_canonical(tensor, part.site).to("cpu", dtype)
-    bias = None if bias is None else bias.to("cpu", dtype)
-    part.to(dtype=dtype)
-    part.start(weight, bias, generator)
-    if isinstance(part, Adapter):
-        with torch.no_grad():
-            shape = part(weight, bias)[0].shape
-        if shape != weight.shape and not isinstance(part, FreshHead):
-            raise ModelError(
-                f"method {part.method_name!r} maps {part.site.describe()} to a weight of shape {tuple(shape)}. "
-                "An Adapter keeps the shape; a method that cannot is a Branch."
-            )
-    part.to(device=own.device)

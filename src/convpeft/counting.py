@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from convpeft.adapters import Module
+from convpeft.adapters import Module, Progress
 from convpeft.attachment import require_state
+from convpeft.errors import OptionError
 from convpeft.fingerprints import base_tensors
 from convpeft.injection import adapted_layers, slots_of
 from convpeft.norms import verify_norms
@@ -74,7 +77,7 @@ def param_groups(model: nn.Module, *, lr: float | None = None, weight_decay: flo
 
     Args:
         model: A model with adapters.
-        lr: Learning rate, > 0. Default: that of the last attached method.
+        lr: Learning rate, > 0. Default: each method's own; for a head that of the first of the last attached methods.
         weight_decay: Decay of tensors with two axes or more.
 
     Returns:
@@ -85,9 +88,10 @@ def param_groups(model: nn.Module, *, lr: float | None = None, weight_decay: flo
     """
     state = require_state(model)
     verify_norms(model)
-    rate = lr if lr is not None else list(state.names.values())[-1].learning_rate
+    common = lr if lr is not None else list(state.names.values())[-1].learning_rate
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for part in training_parts(model):
+        rate = common if lr is not None or not part.paper or part.replaces else part.learning_rate
         for group in part.param_groups():
             own_rate = rate * group.get("lr_scale", 1.0)
             for parameter in group["params"]:
@@ -98,14 +102,52 @@ def param_groups(model: nn.Module, *, lr: float | None = None, weight_decay: flo
 
 def penalty(model: nn.Module) -> Tensor | None:
     """Sum of the terms that the attached methods add to the loss; None if there are none."""
-    terms = [term for part in training_parts(model) for term in [part.penalty()] if term is not None]
+    terms = [term for part in training_parts(model) for term in [part.asked_for_penalty()] if term is not None]
     return sum(terms[1:], terms[0]) if terms else None
 
 
-def after_step(model: nn.Module) -> None:
-    """Let the attached methods do their work after an optimiser step."""
+def plan_training(model: nn.Module, *, epochs: int, steps_per_epoch: int, steps_done: int = 0) -> None:
+    """Tell the methods how long the training will be; some spread their work over it.
+
+    Args:
+        model: A model with adapters.
+        epochs: Epochs in all, >= 1.
+        steps_per_epoch: Optimiser steps of one epoch, >= 1.
+        steps_done: Steps taken already, where a training goes on.
+
+    Raises:
+        ModelError: If nothing is attached.
+        OptionError: If a number is out of range.
+    """
+    for name, value, least in (("epochs", epochs, 1), ("steps_per_epoch", steps_per_epoch, 1)):
+        if value < least:
+            raise OptionError(f"{name}={value!r} is out of range, it must be at least {least}.")
+    if steps_done < 0:
+        raise OptionError(f"steps_done={steps_done!r} is out of range, it must be at least 0.")
+    require_state(model).plan = Progress(steps_done, steps_per_epoch, epochs)
+
+
+def after_step(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Let the attached methods do their work after an optimiser step, before the gradients are cleared.
+
+    Args:
+        model: A model with adapters.
+        optimizer: The optimiser that took the step; methods that reset their factors reset its state for them.
+
+    Raises:
+        ModelError: If nothing is attached, or a method lacks another hook that it needs.
+    """
+    state = require_state(model)
+    if state.plan is not None:
+        state.plan = dataclasses.replace(state.plan, step=state.plan.step + 1)
+    parts: dict[type[Module], list[Module]] = {}
     for part in training_parts(model):
-        part.after_step()
+        part.acknowledge_step(state.plan)
+        parts.setdefault(type(part), []).append(part)
+    for cls, each in parts.items():
+        cls.after_step(each, state.plan, optimizer)
+        for part in each:
+            part.forget_steps()  # the work above changed parameters too
 
 
 def training_parts(model: nn.Module) -> Iterator[Module]:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
-from convpeft.adapters import Adapter, Branch, Module, NormPolicy
+from convpeft.adapters import Adapter, Module, NormPolicy, Progress
+from convpeft.branching import run_beside
 from convpeft.errors import ModelError
 from convpeft.sites import Site, kind_of, walk
 
@@ -52,6 +53,7 @@ class State:
     training: str | None = None  # the adapter attached last; no other's statistics move
     layers: int = 0  # adapted layers of the whole model
     old_head: bool = False  # leave fresh heads out: the base's classifier on the adapted features
+    plan: Progress | None = None  # the training that is going on, where the loop has told
     trainable_before: list[nn.Parameter] = field(default_factory=list[nn.Parameter])
 
 
@@ -120,11 +122,13 @@ class AdaptedLayer(nn.Module):
                 f"fx traces into an adapted {self._convpeft_base.__name__} and would bake its weights into the graph. "
                 "Trace a module that contains it, or convpeft.merge first."
             )
-        output = self._convpeft_forward(*args, **kwargs)
-        for part in slots_of(self).active():
-            if isinstance(part, Branch):
-                output = part(args[0], output)
-        return output
+        parts = [part for part in slots_of(self).active() if isinstance(part, Module)]
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            for part in parts:
+                part.watch_hooks()
+        if not any(part.runs_beside for part in parts):
+            return self._convpeft_forward(*args, **kwargs)
+        return run_beside(self._convpeft_forward, self._convpeft_base.__name__, parts, args, kwargs)
 
     def _convpeft_forward(self, *args: Any, **kwargs: Any) -> Any:
         base = self._convpeft_base
@@ -254,7 +258,11 @@ def effective(
     """What the active adapters (or those of `names`) make of a layer's (weight, bias), in the layer's own dtype."""
     weight = cast(Tensor, layer._parameters[tensor])
     bias = layer._parameters.get("bias") if tensor == "weight" and _has_joint_bias(layer) else None
-    parts = [p for p in slots_of(layer).active(names) if isinstance(p, Adapter) and p.site.tensor == tensor]
+    parts = [
+        part
+        for part in slots_of(layer).active(names)
+        if isinstance(part, Adapter) and part.site.tensor == tensor and not part.runs_beside
+    ]
     if not parts:
         return weight, bias
     if torch.is_autocast_enabled(weight.device.type):  # W + delta rounded in half precision loses small updates
@@ -361,4 +369,4 @@ def _key(name: str, part: str) -> str:
 def part_label(part: str, module: Module | NormStatistics) -> str:
     """Part name under which a module is stored: the method, with the tensor for a loose parameter."""
     tensor = module.site.tensor if isinstance(module, Module) else "weight"
-    return part if tensor == "weight" else f"{part}@{tensor}"
+    return part if tensor in ("weight", "") else f"{part}@{tensor}"

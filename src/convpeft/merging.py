@@ -81,7 +81,7 @@ def _require_mergeable(model: nn.Module, names: tuple[str, ...]) -> None:
                 continue
             if part.mergeable == "never":
                 raise ModelError(f"method {part.method_name!r} at {path!r} is no map of weights and cannot be merged.")
-            if layer.training:
+            if part.runs_beside or layer.training:
                 raise ModelError(
                     f"method {part.method_name!r} at {path!r} merges in evaluation only. Call model.eval()."
                 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
@@ -11,25 +13,32 @@ from convpeft.injection import AdaptedLayer
 from convpeft.sites import walk
 
 
-def choose_policy(cls: type[Module], norm: NormPolicy | None) -> NormPolicy:
-    """The policy that was asked for, or the method's default.
+def choose_policy(classes: Sequence[type[Module]], norm: NormPolicy | None) -> NormPolicy:
+    """The policy that was asked for, or the first method's default that goes with the others.
 
     * `frozen`: affine and running statistics stay as they are, also under `model.train()`;
     * `adapt`: statistics are re-estimated on the target and saved with the adapter;
     * `train`: affine and statistics are trained and saved.
 
     Raises:
-        OptionError: If the method and the policy contradict each other.
+        OptionError: If a method and the policy, or two methods, contradict each other.
     """
     if norm is None:
-        return cls.norm_policies[0]
+        common: list[NormPolicy] = [
+            policy for policy in classes[0].norm_policies if all(policy in c.norm_policies for c in classes)
+        ]
+        if not common:
+            names = " and ".join(repr(cls.method_name) for cls in classes)
+            raise OptionError(f"methods {names} go with no common norm policy. Attach them under two names.")
+        return common[0]
     if norm not in ("frozen", "adapt", "train"):
         raise OptionError(f"norm={norm!r} is not a norm policy. Known: frozen, adapt, train.")
-    if norm not in cls.norm_policies:
-        raise OptionError(
-            f"method {cls.method_name!r} contradicts norm={norm!r}: both would set the same norm parameters. "
-            f"It goes with {' or '.join(cls.norm_policies)}."
-        )
+    for cls in classes:
+        if norm not in cls.norm_policies:
+            raise OptionError(
+                f"method {cls.method_name!r} contradicts norm={norm!r}: both would set the same norm parameters. "
+                f"It goes with {' or '.join(cls.norm_policies)}."
+            )
     return norm
 
 

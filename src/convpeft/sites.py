@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, cast
@@ -22,7 +22,19 @@ Kind = Literal["conv", "linear", "norm", "parameter", "block"]
 NORM_CLASSES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _STAGE = re.compile(r"(?:^|\.)(?:layers?|stages?|blocks?|features|denseblock|s)[._]?(\d+)(?=\.|$)")
 KIND_WORDS = frozenset(
-    ["conv", "linear", "norm", "parameter", "depthwise", "grouped", "pointwise", "spatial", "transposed", "head"]
+    [
+        "conv",
+        "linear",
+        "norm",
+        "parameter",
+        "block",
+        "depthwise",
+        "grouped",
+        "pointwise",
+        "spatial",
+        "transposed",
+        "head",
+    ]
 )  # these name kinds, never paths
 _WRAPPERS = frozenset(("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"))
 
@@ -32,19 +44,26 @@ class Site:
     """One place for one adapter.
 
     `shape` is the weight's shape in the form every method sees, `(out, in/groups, *kernel)`, also for
-    transposed convolutions; `(out, in)` for a linear layer; the parameter's own shape otherwise.
+    transposed convolutions; `(out, in)` for a linear layer; `(out, in, *ones)`, a one for each spatial axis, for a
+    block; the parameter's own shape otherwise.
 
     Attributes:
         path: Dotted path of the module inside the model; empty for the model itself.
-        kind: What the module is; `parameter` is one loose tensor of a module of any other class.
-        shape: Shape of the weight, see above; empty for a block.
+        kind: What the module is; `parameter` is one loose tensor of a module of any other class, `block` a module with
+            several layers that maps one tensor to one.
+        shape: See above.
         groups: Groups of a convolution, else 1.
         transposed: Whether the convolution is transposed.
         bias: Whether the layer has a bias.
         head: Whether this is the classifier.
         stage: Number of the stage that the path belongs to, where the path tells.
         last_stage: Whether that is the highest stage of the model.
-        tensor: Name of the tensor, `weight` for every layer.
+        tensor: Name of the tensor, `weight` for every layer, empty for a block.
+        stride: Step of a convolution, one number a spatial axis, like the three below; empty otherwise.
+        padding: Padding, or "same" or "valid".
+        dilation: Distance of the kernel's taps.
+        output_padding: Extra size of a transposed convolution's output.
+        padding_mode: What the padding holds: zeros, reflect, replicate or circular.
     """
 
     path: str
@@ -57,6 +76,11 @@ class Site:
     stage: int | None = None
     last_stage: bool = False
     tensor: str = "weight"
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] | str = ()
+    dilation: tuple[int, ...] = ()
+    output_padding: tuple[int, ...] = ()
+    padding_mode: str = "zeros"
 
     @property
     def out_channels(self) -> int:
@@ -70,7 +94,7 @@ class Site:
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """Kernel size, one number a spatial axis; empty for a linear layer."""
+        """Kernel size, one number a spatial axis; empty for a linear layer, ones for a block."""
         return self.shape[2:]
 
     @property
@@ -101,6 +125,8 @@ class Site:
     def describe(self) -> str:
         """Name the site in an error message: `layer 'a.b' (depthwise, weight (32, 1, 3, 3))`."""
         special = [word for word in ("depthwise", "grouped", "transposed") if word in self.tags]
+        if self.kind == "block":
+            return f"block {self.path!r} ({self.shape[1]} to {self.shape[0]} channels)"
         return f"layer {self.path!r} ({', '.join([*special, self.kind])}, {self.tensor} {self.shape})"
 
 
@@ -157,7 +183,7 @@ def find_head(model: nn.Module, head: str = "auto") -> str | None:
 
 
 def all_sites(model: nn.Module, *, head: str = "auto") -> tuple[Site, ...]:
-    """Every site of the model: convolutions, linear layers, norms and loose parameters, in order."""
+    """Every layer and loose parameter of the model in order; blocks are found by `find_blocks`."""
     refuse_unsupported(model)
     head_path = find_head(model, head)
     modules = list(walk(model))
@@ -182,6 +208,7 @@ def all_sites(model: nn.Module, *, head: str = "auto") -> tuple[Site, ...]:
                     bias=module._parameters.get("bias") is not None,
                     head=path == head_path,
                     **common,
+                    **_geometry(module),
                 )
             )
         sites += [  # what else the module holds, such as the gain of a scaled weight-standardised convolution
@@ -192,6 +219,19 @@ def all_sites(model: nn.Module, *, head: str = "auto") -> tuple[Site, ...]:
     return tuple(sites)
 
 
+def _geometry(module: nn.Module) -> dict[str, Any]:
+    """How a convolution moves over its input."""
+    if not isinstance(module, _ConvNd):
+        return {}
+    return {
+        "stride": tuple(module.stride),
+        "padding": module.padding if isinstance(module.padding, str) else tuple(module.padding),
+        "dilation": tuple(module.dilation),
+        "output_padding": tuple(module.output_padding),
+        "padding_mode": module.padding_mode,
+    }
+
+
 def kind_of(module: nn.Module) -> Kind:
     """What a module is to an adapter; anything that is no known layer holds loose parameters."""
     if isinstance(module, _ConvNd):
@@ -199,66 +239,6 @@ def kind_of(module: nn.Module) -> Kind:
     if isinstance(module, nn.Linear):
         return "linear"
     return "norm" if isinstance(module, NORM_CLASSES) else "parameter"
-
-
-def select(
-    model: nn.Module,
-    include: Sequence[str] | str | None = None,
-    exclude: Sequence[str] | str | None = None,
-    *,
-    head: str = "auto",
-) -> tuple[Site, ...]:
-    """List the sites that `include` names and `exclude` does not; nothing is changed.
-
-    Args:
-        model: The network.
-        include: Paths, globs of paths (`layer4.*.conv1`) and kind words (`conv`, `linear`, `norm`, `parameter`,
-            `depthwise`, `grouped`, `pointwise`, `spatial`, `transposed`, `head`, `stage:3`, `stage:last`).
-            Default: every convolution and linear layer except the head.
-        exclude: The same words; what they name is left out.
-        head: Path of the classifier, or `auto`.
-
-    Returns:
-        The sites in the order of the model's modules.
-
-    Raises:
-        OptionError: If a pattern names nothing.
-
-    >>> from torch import nn
-    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2))
-    >>> [site.path for site in select(net)]
-    ['0']
-    >>> [site.path for site in select(net, include=["norm", "head"])]
-    ['1', '3']
-    """
-    sites = all_sites(model, head=head)
-    if include is not None:
-        return choose(sites, include, exclude)
-    return choose(sites, ("conv", "linear"), exclude, without=("head",), lenient=True)
-
-
-def choose(
-    sites: Sequence[Site],
-    include: Sequence[str] | str,
-    exclude: Sequence[str] | str | None,
-    *,
-    without: Sequence[str] = (),
-    lenient: bool = False,
-) -> tuple[Site, ...]:
-    """Filter sites by patterns; a pattern that names nothing is an error (`lenient`: unless it is in `include`)."""
-    wanted, unwanted = _as_tuple(include), _as_tuple(exclude or ())
-    for where, patterns in (("include", () if lenient else wanted), ("exclude", unwanted)):
-        for pattern in patterns:
-            if not any(site.matches(pattern) for site in sites):
-                known = {site.path for site in sites} | {word for site in sites for word in site.tags}
-                tail = nearest(pattern, known) if len(known) <= 40 else _short(pattern, known)
-                raise OptionError(f"{where}={pattern!r} names no layer of this model. {tail}")
-    unwanted += tuple(without)
-    return tuple(
-        site
-        for site in sites
-        if any(site.matches(pattern) for pattern in wanted) and not any(site.matches(p) for p in unwanted)
-    )
 
 
 def refuse_unsupported(model: nn.Module) -> None:
@@ -311,15 +291,3 @@ def _can_be_head(module: nn.Module) -> bool:
 def _stage(path: str) -> int | None:
     found = _STAGE.search(path)
     return int(found.group(1)) if found else None
-
-
-def _as_tuple(patterns: Sequence[str] | str) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
-
-
-def _short(pattern: str, known: set[str]) -> str:
-    """Offer the nearest few of many names."""
-    import difflib
-
-    close = difflib.get_close_matches(pattern, sorted(known), n=5, cutoff=0.3) or sorted(known)[:5]
-    return f"Near it: {', '.join(close)}; `convpeft.select(model)` lists them all."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import warnings
@@ -14,13 +15,15 @@ from torch import Tensor, nn
 
 from convpeft._version import __version__
 from convpeft.adapter_file import FORMAT, FORMAT_VERSION, AdapterFile, one_line, read_adapter, write_adapter
-from convpeft.adapters import Module, complete_options, method_class
-from convpeft.attachment import Part, install, known_name, require_state
+from convpeft.adapters import Module, method_class
+from convpeft.attachment import install, known_name, require_state
+from convpeft.blocks import find_blocks
 from convpeft.errors import AdapterFileError, ConvpeftError, OptionError
 from convpeft.fingerprints import fingerprint, tensor_digest
 from convpeft.heads import FreshHead
 from convpeft.injection import Attached, NormStatistics, State, adapted_layers, slots_of, state_of
 from convpeft.norms import norms_with_statistics, verify_norms
+from convpeft.planning import Part, Request, options_of, read_requests
 from convpeft.sites import Site, all_sites
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -157,6 +160,8 @@ def _describe_part(path: str, label: str, part: nn.Module) -> dict[str, Any]:
     if isinstance(part, Module):
         site = part.site
         described |= {"shape": list(site.shape), "groups": site.groups, "transposed": site.transposed}
+        described |= {"kind": "block"} if site.kind == "block" else {}
+        described |= {"options": part.settled} if part.settled else {}
     return described
 
 
@@ -184,26 +189,28 @@ def _check_base(model: nn.Module, file: AdapterFile, *, force: bool) -> None:
 def _rebuild_parts(model: nn.Module, file: AdapterFile) -> tuple[Attached, list[Part]]:
     config = file.config
     try:
-        cls = method_class(config["method"])
         given: dict[str, Any] = dict(config["options"])
         policy = given.pop("rank_policy", "clamp")
-        options = complete_options(cls, given)
-        sites = {(site.path, site.tensor): site for site in all_sites(model)}
+        requests = {request.name: request for request in read_requests(config["method"], given)}
+        known = all_sites(model)
+        if any(described.get("kind") == "block" for described in config["parts"]):
+            known += find_blocks(model)
+        sites = {(site.path, site.tensor): site for site in known}
         statistics = {path for path, _ in norms_with_statistics(model)}
         parts: list[Part] = []
         for described in config["parts"]:
-            parts.append(_rebuild_part(model, file, described, sites, statistics, cls, options))
+            parts.append(_rebuild_part(model, file, described, sites, statistics, requests))
         used = [f"{path}:{label}.{key}" for path, label, part in parts for key in part.state_dict()]
         extra = sorted(file.tensors.keys() - set(used))
         if extra or len(used) != len(file.tensors):
             raise AdapterFileError(f"tensor {(extra or used)[0]!r} belongs to no layer or to two. Get the file again.")
         record = Attached(
             config["method"],
-            options | {"rank_policy": policy},
+            options_of(tuple(requests.values())) | {"rank_policy": policy},
             config["norm"],
             None if config["classes"] is None else tuple(config["classes"]),
             config["num_classes"],
-            cls.learning_rate,
+            next(iter(requests.values())).method.learning_rate,
         )
     except (ConvpeftError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise AdapterFileError(f"{file.path}: {one_line(error)}") from None
@@ -216,19 +223,24 @@ def _rebuild_part(
     described: Mapping[str, Any],
     sites: Mapping[tuple[str, str], Site],
     statistics: set[str],
-    cls: type[Module],
-    options: Mapping[str, Any],
+    requests: Mapping[str, Request],
 ) -> Part:
     path, label = described["path"], described["part"]
     kind, _, tensor = label.partition("@")
     if kind == "norm" and path in statistics:
         part: Module | NormStatistics = NormStatistics(model.get_submodule(path))
     else:
-        site = sites.get((path, tensor or "weight"))
+        site = sites.get((path, "" if described.get("kind") == "block" else tensor or "weight"))
         if site is None:
             raise AdapterFileError(
                 f"the model has no layer {path!r} that an adapter could sit on. Load the right base."
             )
+        if (
+            kind != "head"
+            and file.config["num_classes"]
+            and any(other["path"] == path and other["part"] == "head" for other in file.config["parts"])
+        ):  # what acts on top of a fresh head sees its classes
+            site = dataclasses.replace(site, shape=(file.config["num_classes"], *site.shape[1:]), bias=True)
         if [list(site.shape), site.groups, site.transposed] != [
             described.get(k) for k in ("shape", "groups", "transposed")
         ]:
@@ -237,10 +249,12 @@ def _rebuild_part(
             )
         if kind == "head":
             part = FreshHead(site, num_classes=file.config["num_classes"])
-        elif kind == "full" and kind != cls.method_name:
+        elif kind in requests:
+            request, own = requests[kind], described.get("options", {})
+            part = request.form(site, **(request.options | own))
+            part.settled = dict(own)
+        elif kind == "full":
             part = method_class("full")(site)
-        elif kind == cls.method_name:
-            part = cls(site, **options)
         else:
             raise AdapterFileError(f"part {label!r} at {path!r} is of no known kind. Upgrade convpeft.")
     _fill(part, f"{path}:{label}.", file.tensors)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 import convpeft
+from contract.methods_under_test import train_steps
 from contract.networks import randomise
 
 NETWORK = """
@@ -29,8 +30,5 @@ def network() -> nn.Module:
 def trained(method: str, policy: str | None = None, classes: int | None = None) -> nn.Module:
     """A network whose adapter has seen two steps and a perturbation."""
     model = convpeft.attach(network(), method, norm=policy, num_classes=classes).train()
-    optimizer = torch.optim.SGD(convpeft.param_groups(model, lr=0.05))
-    for _ in range(2):
-        model(torch.randn(4, 3, 16, 16)).square().mean().backward()
-        optimizer.step()
+    train_steps(model, torch.randn(4, 3, 16, 16), torch.optim.SGD(convpeft.param_groups(model, lr=0.05)), 2)
     return randomise(model).eval()

@@ -1,6 +1,7 @@
 """C02: an adapted layer is its numpy formula under an independent convolution; merged is adapted."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import convpeft
-from contract.methods_under_test import METHODS, attach_anything, methods_for, options_for, reference_of
+from contract.methods_under_test import METHODS, attach_anything, is_branch, methods_for, options_for, reference_of
 from contract.networks import Geometry, Plan, adapter_tensors, geometries, plans, randomise, relative_error
 from reference import normalisation
 from reference.convolution import canonical, convolution, linear, transposed_convolution
@@ -35,6 +36,21 @@ def complete(method: str, options: dict) -> dict:
     return {option.name: option.default for option in convpeft.method_info(method).options} | options
 
 
+def new_tensors(
+    method: str, weight: np.ndarray, bias: np.ndarray | None, tensors: dict[str, np.ndarray], options: dict, groups: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The method's formula; a learned scale multiplies what it adds."""
+    complete_options = complete(method, options) | {"groups": groups}
+    new_weight, new_bias = reference_of(method).new_tensors(weight, bias, tensors, complete_options)
+    if "learned_scale" not in tensors:
+        return new_weight, new_bias
+    scale = float(tensors["learned_scale"][0])
+    old_bias = np.zeros(weight.shape[0]) if bias is None and new_bias is not None else bias
+    return weight + scale * (new_weight - weight), None if new_bias is None else old_bias + scale * (
+        new_bias - old_bias
+    )
+
+
 def oracle(geometry: Geometry, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     dims = len(geometry.kernel)
     padding = geometry.padding if not isinstance(geometry.padding, int) else (geometry.padding,) * dims
@@ -44,6 +60,13 @@ def oracle(geometry: Geometry, x: np.ndarray, weight: np.ndarray, bias: np.ndarr
             x, weight, bias, padding=padding, output_padding=geometry.output_padding, **common
         )
     return convolution(x, weight, bias, padding=padding, padding_mode=geometry.padding_mode, **common)
+
+
+def as_dict(geometry: Geometry) -> dict:
+    """What a reference is told of a convolution."""
+    dims = len(geometry.kernel)
+    padding = (geometry.padding,) * dims if isinstance(geometry.padding, int) else geometry.padding
+    return dataclasses.asdict(geometry) | {"padding": padding}
 
 
 def attach_or_skip(layer: nn.Module, method: str, **arguments: object) -> None:
@@ -74,15 +97,22 @@ def test_adapted_convolution_equals_the_reference(
     dtype: torch.dtype, method: str, geometry: Geometry, data: st.DataObject, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    layer = geometry.build().to(dtype)
+    layer = geometry.build().to(dtype).eval()
     x = torch.randn(2, geometry.in_channels, *geometry.space, dtype=dtype)
     weight, bias = as_numpy(layer.weight), as_numpy(layer.bias)
     weight = canonical(weight, geometry.groups) if geometry.transposed else weight
     options = data.draw(options_for(method))
     attach_or_skip(layer, method, include=["conv"], norm="frozen", **options)
     randomise(layer, seed)
-    new = reference_of(method).new_tensors(weight, bias, tensors_of(layer), complete(method, options))
-    expected = torch.from_numpy(oracle(geometry, x.double().numpy(), *new))
+    given = x.double().numpy()
+    if is_branch(method, options):
+        output = oracle(geometry, given, weight, bias)
+        settings = complete(method, options) | {"groups": geometry.groups}
+        formula = reference_of(method).new_output
+        expected = torch.from_numpy(formula(given, output, tensors_of(layer), settings, as_dict(geometry)))
+    else:
+        new = new_tensors(method, weight, bias, tensors_of(layer), options, geometry.groups)
+        expected = torch.from_numpy(oracle(geometry, given, *new))
     assume(float(expected.abs().max()) > 0.02)  # a sum that cancels has no relative error to speak of
     assert relative_error(layer(x), expected) <= TOLERANCE[dtype]
 
@@ -94,13 +124,13 @@ def test_adapted_linear_layer_equals_the_reference(
     dtype: torch.dtype, method: str, data: st.DataObject, seed: int, bias: bool
 ) -> None:
     torch.manual_seed(seed)
-    layer = nn.Linear(data.draw(st.integers(4, 12)), data.draw(st.integers(4, 12)), bias=bias).to(dtype)
+    layer = nn.Linear(data.draw(st.integers(4, 12)), data.draw(st.integers(4, 12)), bias=bias).to(dtype).eval()
     x = torch.randn(3, layer.in_features, dtype=dtype)
     before = as_numpy(layer.weight), as_numpy(layer.bias)
     options = data.draw(options_for(method))
     attach_or_skip(layer, method, include=["linear"], **options)
     randomise(layer, seed)
-    new = reference_of(method).new_tensors(*before, tensors_of(layer), complete(method, options))
+    new = new_tensors(method, *before, tensors_of(layer), options, 1)
     assert relative_error(layer(x), torch.from_numpy(linear(x.double().numpy(), *new))) <= TOLERANCE[dtype]
 
 
@@ -126,7 +156,7 @@ def test_adapted_norm_equals_the_reference(
     layer = layer.to(dtype).eval()
     before = as_numpy(layer.weight), as_numpy(layer.bias)
     randomise(convpeft.attach(layer, method, include=["norm"]), seed)
-    new = reference_of(method).new_tensors(*before, tensors_of(layer), complete(method, {}))
+    new = new_tensors(method, *before, tensors_of(layer), {}, 1)
     if kind == "batch":
         statistics = as_numpy(layer.running_mean), as_numpy(layer.running_var)
         expected = normalisation.batch_norm(as_numpy(x), *statistics, *new, layer.eps)
@@ -150,6 +180,11 @@ def test_merged_network_equals_the_adapted_one(
     options = data.draw(options_for(method))
     randomise(attach_anything(model, method, norm=norm, num_classes=classes, **options), plan.seed)
     expected = model(x)
+    if is_branch(method, options):
+        with pytest.raises(convpeft.ModelError, match="is no map of weights and cannot be merged"):
+            convpeft.merge(model)
+        assert torch.equal(model(x), expected)
+        return
     plain = convpeft.merged(model)
     assert not any("convpeft" in key for key in plain.state_dict())
     assert relative_error(plain(x), expected) <= TOLERANCE[dtype]
@@ -167,12 +202,12 @@ def test_adapted_network_equals_a_plain_one_with_reference_weights(
     model, x = plan.build(dtype), plan.example(dtype)
     expected = copy.deepcopy(model)
     options = data.draw(options_for(method))
+    assume(not is_branch(method, options))  # its oracle is that of one layer
     randomise(attach_anything(model, method, norm="frozen", **options), plan.seed)
     parts: dict[str, dict[str, np.ndarray]] = {}
     for name, tensor in adapter_tensors(model):
         path, _, rest = name.partition(":")
         parts.setdefault(path, {})[rest.rpartition(".")[2]] = as_numpy(tensor)
-    formula = reference_of(method).new_tensors
     for path, tensors in parts.items():
         layer = expected.get_submodule(path)
         weight, bias = as_numpy(layer.weight), as_numpy(layer.bias)
@@ -181,7 +216,7 @@ def test_adapted_network_equals_a_plain_one_with_reference_weights(
         if set(tensors) == {"weight", "bias"}:  # trained whole by also_train
             new = reference_of("full").new_tensors(weight, bias, tensors, {})
         else:
-            new = formula(weight, bias, tensors, complete(method, options))
+            new = new_tensors(method, weight, bias, tensors, options, getattr(layer, "groups", 1))
         back = torch.from_numpy(np.ascontiguousarray(new[0]))
         if groups:  # the same permutation undoes itself when the two channel counts change places
             back = back.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)

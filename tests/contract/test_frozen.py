@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import convpeft
-from contract.methods_under_test import METHODS, attach_anything
+from contract.methods_under_test import METHODS, attach_anything, train_steps
 from contract.networks import Plan, plans, randomise
 
 pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore:Using padding='same'")]
@@ -24,13 +24,7 @@ def digests(model: nn.Module, marker: str | None = None) -> dict[str, str]:
 
 
 def train(model: nn.Module, x: Tensor, steps: int = 3) -> None:
-    model.train()
-    optimizer = torch.optim.AdamW(convpeft.param_groups(model, lr=0.05, weight_decay=0.1))
-    for _ in range(steps):
-        optimizer.zero_grad()
-        model(x).square().mean().backward()
-        optimizer.step()
-        convpeft.after_step(model)
+    train_steps(model, x, torch.optim.AdamW(convpeft.param_groups(model, lr=0.05, weight_decay=0.1)), steps)
 
 
 @pytest.mark.parametrize("method", METHODS)

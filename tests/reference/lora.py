@@ -18,4 +18,7 @@ def new_tensors(
         for r in range(tensors["up"].shape[1]):
             step = scale * float(tensors["up"][out, r]) * tensors["down"][r].astype(np.float64)
             new[out] += step.reshape(weight.shape[1:])
+            if options["init"] == "pissa":  # the stored start is taken away
+                step = scale * float(tensors["start_up"][out, r]) * tensors["start_down"][r].astype(np.float64)
+                new[out] -= step.reshape(weight.shape[1:])
     return new, bias

@@ -328,8 +328,12 @@ class Toy(Adapter):
         self.asked += 1
         return self.strength * self.gain.square().sum()
 
-    def after_step(self) -> None:
-        self.after += 1
+    @classmethod
+    def after_step(cls, parts, progress, optimizer) -> None:
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        for part in parts:
+            assert part.gain.grad is not None
+            part.after = progress.step
 
 
 @pytest.fixture

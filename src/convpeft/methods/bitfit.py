@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from convpeft.adapters import Adapter, NormPolicy
+from convpeft.adapters import Additive, NormPolicy
 from convpeft.sites import Kind, Site
 
 
-class BitFit(Adapter, name="bitfit"):
+class BitFit(Additive, name="bitfit"):
     r"""Add a trained offset to every bias of the network, those of its norms included.
 
     bias' = bias + offset
@@ -23,6 +23,7 @@ class BitFit(Adapter, name="bitfit"):
     Args:
         create: Also give a bias to layers that have none. In front of a norm with live statistics such a bias has
             no effect, and a frozen norm's own bias does the same work; useful for networks without norms.
+        learned_scale: Train one more factor on the whole delta, starting at one.
 
     Source:
         Ben Zaken, Ravfogel, Goldberg, BitFit, 2022, arXiv 2106.10199. Differs: for a CNN, whose convolutions mostly
@@ -30,15 +31,14 @@ class BitFit(Adapter, name="bitfit"):
     """
 
     paper: ClassVar[str] = "Ben Zaken et al. 2022, arXiv 2106.10199"
-    additive: ClassVar[bool] = True
     kinds: ClassVar[tuple[Kind, ...]] = ("conv", "linear", "norm")
     default_sites: ClassVar[tuple[str, ...]] = ("conv", "linear", "norm")
     default_exclude: ClassVar[tuple[str, ...]] = ()
     norm_policies: ClassVar[tuple[NormPolicy, ...]] = ("frozen", "adapt")
     learning_rate: ClassVar[float] = 5e-3
 
-    def __init__(self, site: Site, *, create: bool = False) -> None:
-        super().__init__(site)
+    def __init__(self, site: Site, *, create: bool = False, learned_scale: bool = False) -> None:
+        super().__init__(site, learned_scale=learned_scale)
         trains = site.bias or (create and site.kind != "norm")
         shape = site.shape if site.kind == "norm" else site.shape[:1]
         self.offset = nn.Parameter(torch.empty(shape)) if trains else None
@@ -52,4 +52,5 @@ class BitFit(Adapter, name="bitfit"):
         """Map (weight, bias) to (weight, bias + offset)."""
         if self.offset is None:
             return weight, bias
-        return weight, self.offset if bias is None else bias + self.offset
+        offset = self.scaled(self.offset)
+        return weight, offset if bias is None else bias + offset

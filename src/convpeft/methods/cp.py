@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from convpeft.adapters import Adapter, check_positive
+from convpeft.adapters import Additive, check_positive
 from convpeft.sites import Site
 
 
-class CP(Adapter, name="cp"):
+class CP(Additive, name="cp"):
     r"""Add a sum of rank-one tensors, each an output vector times an input vector times one spatial pattern.
 
     delta[o, i, j] = scale * sum_r up[o, r] * down[r, i] * spatial[r, j],  j over all kernel positions
@@ -27,6 +27,7 @@ class CP(Adapter, name="cp"):
         rank: Number of rank-one terms, >= 1. At most out * n / (out + in/groups + prod(kernel)) (see rank_policy).
         alpha: Step size, > 0: scale = alpha / rank, with the rank asked for, also where it was clamped.
             Default: what makes the scale 1, so that changing the rank keeps the step size.
+        learned_scale: Train one more factor on the whole delta, starting at one.
 
     Raises:
         OptionError: If rank or alpha is out of range.
@@ -37,11 +38,10 @@ class CP(Adapter, name="cp"):
     """
 
     paper: ClassVar[str] = "Lebedev et al. 2015, arXiv 1412.6553"
-    additive: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 4e-3
 
-    def __init__(self, site: Site, *, rank: int = 8, alpha: float | None = None) -> None:
-        super().__init__(site)
+    def __init__(self, site: Site, *, rank: int = 8, alpha: float | None = None, learned_scale: bool = False) -> None:
+        super().__init__(site, learned_scale=learned_scale)
         check_positive("cp", rank=rank, alpha=1.0 if alpha is None else alpha)
         width, self.scale = min(rank, self.largest_rank(site)), 1.0 if alpha is None else alpha / rank
         self.up = nn.Parameter(torch.empty(site.out_channels, width))
@@ -49,7 +49,7 @@ class CP(Adapter, name="cp"):
         self.spatial = nn.Parameter(torch.empty(width, math.prod(site.kernel)))
 
     @classmethod
-    def largest_rank(cls, site: Site) -> int:
+    def largest_rank(cls, site: Site, **options: Any) -> int:
         """The largest rank at which the factors hold no more numbers than the weight."""
         factors = site.out_channels + site.shape[1] + math.prod(site.kernel)
         return site.out_channels * site.fan_in // factors
@@ -63,4 +63,4 @@ class CP(Adapter, name="cp"):
     def forward(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Map (weight, bias) to (weight + delta, bias)."""
         patterns = torch.einsum("ri,rj->rij", self.down, self.spatial).flatten(1)  # (rank, in/groups * positions)
-        return weight + self.scale * (self.up @ patterns).view_as(weight), bias
+        return weight + self.scale * (self.scaled(self.up) @ patterns).view_as(weight), bias

@@ -26,6 +26,7 @@ class Full(Adapter, name="full"):
     """
 
     paper: ClassVar[str] = "the baseline"
+    replaces: ClassVar[bool] = True
     kinds: ClassVar[tuple[Kind, ...]] = ("conv", "linear", "parameter")
     default_sites: ClassVar[tuple[str, ...]] = ("conv", "linear", "parameter")
     default_exclude: ClassVar[tuple[str, ...]] = ()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from convpeft.adapters import Adapter, check_positive
+from convpeft.adapters import Additive, check_positive
 from convpeft.sites import Site
 
 
-class Loha(Adapter, name="loha"):
+class Loha(Additive, name="loha"):
     r"""Add the elementwise product of two low-rank matrices: rank up to rank ** 2 for twice the parameters.
 
     delta = scale * reshape((up_first @ down_first) * (up_second @ down_second))
@@ -24,6 +24,7 @@ class Loha(Adapter, name="loha"):
         rank: Width of both bottlenecks, >= 1. At most out * n / (2 * (out + n)) (see rank_policy).
         alpha: Step size, > 0: scale = alpha / rank, with the rank asked for, also where it was clamped.
             Default: 1, so that the step size is 1 / rank: a product of two normal factors is large.
+        learned_scale: Train one more factor on the whole delta, starting at one.
 
     Raises:
         OptionError: If rank or alpha is out of range.
@@ -34,11 +35,10 @@ class Loha(Adapter, name="loha"):
     """
 
     paper: ClassVar[str] = "Hyeon-Woo et al. 2022, arXiv 2108.06098"
-    additive: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 2e-3
 
-    def __init__(self, site: Site, *, rank: int = 8, alpha: float | None = None) -> None:
-        super().__init__(site)
+    def __init__(self, site: Site, *, rank: int = 8, alpha: float | None = None, learned_scale: bool = False) -> None:
+        super().__init__(site, learned_scale=learned_scale)
         check_positive("loha", rank=rank, alpha=1.0 if alpha is None else alpha)
         width, self.scale = min(rank, self.largest_rank(site)), (1.0 if alpha is None else alpha) / rank
         self.up_first = nn.Parameter(torch.empty(site.out_channels, width))
@@ -47,7 +47,7 @@ class Loha(Adapter, name="loha"):
         self.down_second = nn.Parameter(torch.empty(width, site.fan_in))
 
     @classmethod
-    def largest_rank(cls, site: Site) -> int:
+    def largest_rank(cls, site: Site, **options: Any) -> int:
         """floor(out * n / (2 * (out + n))): one more and the factors hold more numbers than the weight."""
         return site.out_channels * site.fan_in // (2 * (site.out_channels + site.fan_in))
 
@@ -60,5 +60,5 @@ class Loha(Adapter, name="loha"):
 
     def forward(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Map (weight, bias) to (weight + delta, bias)."""
-        product = (self.up_first @ self.down_first) * (self.up_second @ self.down_second)  # (out, n)
+        product = (self.up_first @ self.down_first) * (self.scaled(self.up_second) @ self.down_second)  # (out, n)
         return weight + self.scale * product.view_as(weight), bias

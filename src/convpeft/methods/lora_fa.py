@@ -23,6 +23,7 @@ class LoraFA(Lora, name="lora-fa"):
         alpha: Step size, > 0: scale = alpha / rank, with the rank asked for, also where it was clamped.
             Default: what makes the scale 1, so that changing the rank keeps the step size.
         rslora: Rank-stabilised scale alpha / sqrt(rank) instead.
+        learned_scale: Train one more factor on the whole delta, starting at one.
 
     Raises:
         OptionError: If rank or alpha is out of range.
@@ -34,8 +35,16 @@ class LoraFA(Lora, name="lora-fa"):
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv 2308.03303"
     learning_rate: ClassVar[float] = 4e-3
 
-    def __init__(self, site: Site, *, rank: int = 8, alpha: float | None = None, rslora: bool = False) -> None:
-        super().__init__(site, rank=rank, alpha=alpha, rslora=rslora)
+    def __init__(
+        self,
+        site: Site,
+        *,
+        rank: int = 8,
+        alpha: float | None = None,
+        rslora: bool = False,
+        learned_scale: bool = False,
+    ) -> None:
+        super().__init__(site, rank=rank, alpha=alpha, rslora=rslora, learned_scale=learned_scale)
         down = self.down.detach()
         del self.down
         self.register_buffer("down", down)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from convpeft.adapters import Adapter, check_positive
+from convpeft.adapters import Additive, check_positive
 from convpeft.sites import Site
 
 
-class Tucker(Adapter, name="tucker"):
+class Tucker(Additive, name="tucker"):
     r"""Add a Tucker-2 update that keeps the spatial axes of the kernel whole.
 
     delta[o, i, j] = scale * sum_ab up[o, a] * core[a, b, j] * down[b, i],  j over all kernel positions
@@ -27,6 +27,7 @@ class Tucker(Adapter, name="tucker"):
             as small as the weight (see rank_policy).
         alpha: Step size, > 0: scale = alpha / rank, with the rank asked for, also where it was clamped.
             Default: what makes the scale 1, so that changing the rank keeps the step size.
+        learned_scale: Train one more factor on the whole delta, starting at one.
 
     Raises:
         OptionError: If rank or alpha is out of range.
@@ -37,11 +38,10 @@ class Tucker(Adapter, name="tucker"):
     """
 
     paper: ClassVar[str] = "Kim et al. 2016, arXiv 1511.06530"
-    additive: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 4e-3
 
-    def __init__(self, site: Site, *, rank: int = 8, alpha: float | None = None) -> None:
-        super().__init__(site)
+    def __init__(self, site: Site, *, rank: int = 8, alpha: float | None = None, learned_scale: bool = False) -> None:
+        super().__init__(site, learned_scale=learned_scale)
         check_positive("tucker", rank=rank, alpha=1.0 if alpha is None else alpha)
         width, self.scale = min(rank, self.largest_rank(site)), 1.0 if alpha is None else alpha / rank
         self.up = nn.Parameter(torch.empty(site.out_channels, width))
@@ -49,7 +49,7 @@ class Tucker(Adapter, name="tucker"):
         self.down = nn.Parameter(torch.empty(width, site.shape[1]))
 
     @classmethod
-    def largest_rank(cls, site: Site) -> int:
+    def largest_rank(cls, site: Site, **options: Any) -> int:
         """The largest rank up to min(out, in/groups) at which the factors hold no more numbers than the weight."""
         sides, positions = site.out_channels + site.shape[1], math.prod(site.kernel)
         size = site.out_channels * site.fan_in
@@ -64,5 +64,7 @@ class Tucker(Adapter, name="tucker"):
 
     def forward(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Map (weight, bias) to (weight + delta, bias)."""
-        delta = torch.einsum("oa,abj,bi->oij", self.up, self.core, self.down)  # (out, in/groups, positions)
+        delta = torch.einsum(
+            "oa,abj,bi->oij", self.scaled(self.up), self.core, self.down
+        )  # (out, in/groups, positions)
         return weight + self.scale * delta.reshape(weight.shape), bias

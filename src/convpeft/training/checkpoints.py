@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -31,11 +32,11 @@ class Checkpoint:
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor of every attached adapter, by the layer's path and its own name."""
+    """Every tensor of every attached adapter, by the layer's path and its own name; training-only buffers too."""
     return {
-        f"{path}:{key}": value
+        f"{path}:{key}": value.detach()
         for path, layer in adapted_layers(model)
-        for key, value in slots_of(layer).state_dict(keep_vars=False).items()
+        for key, value in itertools.chain(slots_of(layer).named_parameters(), slots_of(layer).named_buffers())
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from convpeft.counting import after_step, param_groups, penalty, trainable_parameters
+from convpeft.counting import after_step, param_groups, penalty, plan_training, trainable_parameters
 from convpeft.errors import ModelError, RunError
 from convpeft.evaluation import predict_logits
 from convpeft.training.history import Epoch, Watcher
@@ -98,6 +98,8 @@ class Engine:
         """Mean loss, accuracy and number of images of one pass over the training batches."""
         self._batches.set_epoch(number)
         self._wrapped.train()
+        done, steps = (number - 1) * self._steps_an_epoch, self._steps_an_epoch
+        plan_training(self._model, epochs=self._settings.epochs, steps_per_epoch=steps, steps_done=done)
         seen, loss_sum, right = 0, 0.0, 0
         for index, (images, labels, _) in enumerate(self._loader):
             self._set_rates((number - 1) * self._steps_an_epoch + index // self._settings.accumulate)
@@ -130,8 +132,8 @@ class Engine:
         if self._settings.clip > 0:
             self.accelerator.clip_grad_norm_(self._parameters, self._settings.clip)
         self._prepared.step()
+        after_step(self._model, self.optimizer)
         self._prepared.zero_grad(set_to_none=True)
-        after_step(self._model)
 
     def _set_rates(self, step: int) -> None:
         factor = schedule(step, self._steps_an_epoch * self._settings.epochs, self._settings)

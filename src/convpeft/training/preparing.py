@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from convpeft.adapter_file import read_adapter
-from convpeft.adapters import complete_options, method_class
 from convpeft.attachment import attach
 from convpeft.data import Dataset, ImageBatches, load_data
 from convpeft.data.augmentation import PRESETS
 from convpeft.errors import ModelError, OptionError, nearest
 from convpeft.evaluation import predict_logits
 from convpeft.models import Preprocessing, load_model, notes_of, preprocessing_of, source_of
+from convpeft.planning import read_requests
 from convpeft.storage import load
 from convpeft.training.recipe import Recipe, make_recipe
 
@@ -171,7 +171,7 @@ def class_weights(dataset: Dataset, recipe: Recipe) -> Tensor | None:
 
 def _check_names(recipe: Recipe) -> None:
     """Check what is only a name or an option before anything is read."""
-    complete_options(method_class(recipe.method.name), recipe.method.options)
+    read_requests(recipe.method.name, recipe.method.options)
     if recipe.data.augment not in PRESETS:
         raise OptionError(
             f"data.augment={recipe.data.augment!r} does not exist. {nearest(recipe.data.augment, PRESETS)}"

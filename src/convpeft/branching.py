@@ -1,0 +1,45 @@
+"""Run what sits beside a layer or block rather than in its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convpeft.adapters import Adapter, Module
+from convpeft.errors import ModelError
+
+
+def run_beside(
+    run: Callable[[Tensor], Any], name: str, parts: Sequence[Module], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
+    """Run a layer or block, then what runs beside it, in order; in float32 at least.
+
+    Raises:
+        ModelError: Where the result would not be that of the composition.
+    """
+    if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+        raise ModelError(f"a {name} with a branch was not called with one tensor. Exclude that layer or block.")
+    given: Tensor = args[0]
+    version = None if given.is_inference() else given._version
+    output: Any = run(given)
+    if not isinstance(output, Tensor):
+        raise ModelError(f"a {name} with a branch does not return one tensor. Exclude that layer or block.")
+    if version is not None and given._version != version:
+        raise ModelError(f"a {name} with a branch changes its input in place. Exclude that layer or block.")
+    began: Module | None = None
+    for part in parts:
+        if part.runs_beside:
+            began = part if isinstance(part, Adapter) else began
+            wide = torch.promote_types(output.dtype, torch.float32)
+            if torch.is_autocast_enabled(output.device.type):
+                wide = output.dtype
+            output = part.beside(given.to(wide), output.to(wide)).to(output.dtype)
+        elif began is not None and part.site.tensor == "weight":
+            raise ModelError(
+                f"method {part.method_name!r} acts on top of {began.method_name!r}, which is in training and "
+                "normalises what comes before. Attach or activate them in the other order."
+            )
+    return output
