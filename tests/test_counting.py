@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import convpeft
 from convpeft import adapters
+from convpeft.counting import training_parts
 
 
 def network() -> nn.Sequential:
@@ -55,8 +56,12 @@ def test_groups_decay_matrices_alone() -> None:
 
 def test_groups_take_the_rate_of_the_method_by_default() -> None:
     for method in convpeft.list_methods():
-        groups = convpeft.param_groups(convpeft.attach(network(), method))
-        assert {group["lr"] for group in groups} == {convpeft.method_info(method).learning_rate}
+        model = convpeft.attach(network(), method)
+        rate = convpeft.method_info(method).learning_rate
+        scales = {group.get("lr_scale", 1.0) for part in training_parts(model) for group in part.param_groups()}
+        rates = {group["lr"] for group in convpeft.param_groups(model)}
+        assert rates
+        assert rates <= {rate * scale for scale in scales}
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ _SIZES = {1: (16000, 4096, 1024, 256, 64), 2: (224, 32, 64, 96, 128, 28, 256, 29
 def find_blocks(model: nn.Module) -> tuple[Site, ...]:
     """List the blocks: modules with two layers or more, one of them a spatial convolution, from one tensor to one.
 
-    A block is neither a container nor a group of blocks, and there are two or more. Channels are those of a trial run on one blank image, which
-    leaves the model as it was; blocks that take or return anything but one tensor `(batch, channels, *space)`, or that
-    change their input in place, are left out.
+    A block is neither a container nor a group of blocks, and there are two or more. Channels are those of a trial run
+    on one blank image, which leaves the model as it was; blocks that take or return anything but one tensor
+    `(batch, channels, *space)`, or that change their input in place, are left out.
 
     Raises:
         ModelError: If there are candidates and the model runs on no blank image of the usual sizes.

@@ -208,10 +208,13 @@ def demo(
 
 
 def _method_options(context: typer.Context, method: str) -> dict[str, Any]:
-    """Turn what is left on the command line into options of the method: `--rank 8`, `--rank=8`, `--rslora`."""
+    """Turn what is left on the command line into options of the method: `--rank 8`, `--rank=8`, `--rslora`.
+
+    Options of mixed methods carry the method's name: `--lora.rank 8`, `--bitfit.include norm`.
+    """
     from convpeft.training.recipe import parse_value
 
-    known = {entry.name: entry.options for entry in read_catalog()}.get(method)
+    known = _known_options(method)
     options: dict[str, Any] = {}
     rest = list(context.args)
     while rest:
@@ -219,10 +222,11 @@ def _method_options(context: typer.Context, method: str) -> dict[str, Any]:
         if not word.startswith("--"):
             raise OptionError(f"{word!r} is not understood here. Options are written --name VALUE.")
         name, equals, text = word.removeprefix("--").partition("=")
-        key = name.replace("-", "_")
+        owner, dot, own_name = name.rpartition(".")
+        key = owner + dot + own_name.replace("-", "_")
         if not equals:
             text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        if key in ("include", "exclude", "also_train"):
+        if key.rpartition(".")[2] in ("include", "exclude", "also_train") and (not dot or owner in method.split("+")):
             options.setdefault(key, []).extend(text.split(","))
         elif key in ("norm", "rank_policy") or known is None or key in known:
             options[key] = parse_value(text)
@@ -234,6 +238,17 @@ def _method_options(context: typer.Context, method: str) -> dict[str, Any]:
                 f"--{name} is no option of train or of method {method!r}. {nearest(name, [*own, *shared, *flags])}"
             )
     return options
+
+
+def _known_options(method: str) -> tuple[str, ...] | None:
+    """Options of a method, or of a mix with the methods' names before them; None for a name that is not known here."""
+    options = {entry.name: entry.options for entry in read_catalog()}
+    names = method.split("+")
+    if any(name not in options for name in names):
+        return None
+    if len(names) == 1:
+        return options[method]
+    return tuple(f"{name}.{option}" for name in names for option in options[name])
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -11,9 +11,9 @@ from convpeft.adapters import METHODS, Adapter, load_methods
 from convpeft.errors import ModelError, RunError
 from convpeft.fingerprints import fingerprint
 from convpeft.training.checkpoints import adapter_tensors
-from convpeft.training.engine import logits_of
 from convpeft.training.history import Epoch, Fit
 from convpeft.training.loop import fit
+from convpeft.training.objective import logits_of
 from convpeft.training.recipe import TrainSection
 from tiny import Points, perceptron, separable
 

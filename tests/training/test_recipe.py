@@ -57,6 +57,9 @@ FULL: dict[str, Any] = {
         "warmup": 0.0,
         "label_smoothing": 0.1,
         "class_weights": "balanced",
+        "objective": "lwf",
+        "lwf_weight": 0.5,
+        "lwf_temperature": 3.0,
         "clip": 0.0,
         "accumulate": 2,
         "patience": 3,
@@ -299,3 +302,19 @@ def test_what_is_no_recipe_at_all_is_refused():
 
     with pytest.raises(OptionError, match=r"expected a Recipe, its values or the path of a TOML file, got int"):
         as_recipe(42)  # type: ignore[arg-type]
+
+
+def test_options_of_mixed_methods_are_sections_of_their_own(tmp_path):
+    values = make_recipe(
+        {
+            "model": {"source": "small-cnn"},
+            "data": {"source": "glyphs"},
+            "method": {"name": "lora+lora-c", "lora": {"rank": 4, "include": ["conv"]}, "lora-c": {"alpha": None}},
+        }
+    )
+    text = values.to_toml()
+    assert '[method.lora]\nrank = 4\ninclude = ["conv"]' in text
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    again = make_recipe(read_recipe(path))
+    assert again.method.options == {"lora": {"rank": 4, "include": ["conv"]}, "lora-c": {}}

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from convpeft.counting import after_step, param_groups, penalty, plan_training, trainable_parameters
-from convpeft.errors import ModelError, RunError
+from convpeft.errors import ModelError, OptionError, RunError
 from convpeft.evaluation import predict_logits
 from convpeft.training.history import Epoch, Watcher
+from convpeft.training.objective import logits_of, lwf_loss
 from convpeft.training.processes import on_cpu, share_buffers
 from convpeft.training.recipe import TrainSection
 
@@ -54,6 +55,8 @@ class Engine:
         if AcceleratorState._shared_state and AcceleratorState(cpu=on_cpu()).mixed_precision != settings.precision:
             AcceleratorState._reset_state()  # a process may train several recipes; accelerate keeps the first precision
         self.accelerator = Accelerator(cpu=on_cpu(), mixed_precision=settings.precision)
+        if settings.objective == "lwf" and self.accelerator.num_processes > 1:
+            raise OptionError("train.objective='lwf' runs in one process. Start it without torchrun.")
         self.optimizer = _make_optimizer(model, settings)
         self._model, self._batches, self._settings = model, batches, settings
         self._parameters = trainable_parameters(model)
@@ -107,6 +110,9 @@ class Engine:
             loss = self._criterion(logits.float(), labels)
             extra = penalty(self._model)
             objective = loss if extra is None else loss + extra
+            if self._settings.objective == "lwf":
+                kept = lwf_loss(self._model, images, temperature=self._settings.lwf_temperature)
+                objective = objective + self._settings.lwf_weight * kept
             if not torch.isfinite(objective):
                 raise RunError(
                     f"the loss is {float(objective.detach())} at epoch {number}, batch {index + 1}. "
@@ -149,13 +155,6 @@ def schedule(step: int, total: int, settings: TrainSection) -> float:
     if settings.schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-
-
-def logits_of(answer: Any) -> Tensor:
-    """The main logits; networks with auxiliary classifiers answer with several in train mode."""
-    if isinstance(answer, Tensor):
-        return answer
-    return cast(Tensor, answer.logits if hasattr(answer, "logits") else answer[0])
 
 
 def validate(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> tuple[float, float]:

@@ -75,6 +75,9 @@ class TrainSection(_Section):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of all steps
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     class_weights: Literal["none", "balanced"] = "none"
+    objective: Literal["cross-entropy", "lwf"] = "cross-entropy"  # lwf: learning without forgetting, beside it
+    lwf_weight: NotNegative = 1.0
+    lwf_temperature: Positive = 2.0
     clip: NotNegative = 5.0  # largest gradient norm, 0 for none
     accumulate: Annotated[int, Field(ge=1)] = 1  # batches a step
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation before stopping, 0 for never
@@ -95,13 +98,7 @@ class Recipe(_Section):
 
     def to_toml(self) -> str:
         """The recipe as TOML; what is None is left out."""
-        values = self.model_dump(exclude_none=True)
-        lines = [f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
-        for name, section in values.items():
-            if isinstance(section, dict):
-                lines += ["", f"[{name}]"]
-                lines += [f"{key} = {_toml(value)}" for key, value in cast(dict[str, Any], section).items()]
-        return "\n".join(lines) + "\n"
+        return "\n".join(_table((), self.model_dump(exclude_none=True))) + "\n"
 
 
 def make_recipe(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
@@ -222,6 +219,18 @@ def _keys_beside(place: tuple[int | str, ...]) -> list[str]:
         return list(Recipe.model_fields)
     section = Recipe.model_fields[str(place[0])].annotation
     return list(cast(type[BaseModel], section).model_fields)
+
+
+def _table(place: tuple[str, ...], values: Mapping[str, Any]) -> list[str]:
+    """A section and those inside it, such as the options of each of several methods; what is None is left out."""
+    given = {key: value for key, value in values.items() if value is not None}
+    lines = [f"{key} = {_toml(value)}" for key, value in given.items() if not isinstance(value, dict)]
+    if place:
+        lines = ["", f"[{'.'.join(place)}]", *lines]
+    for key, value in given.items():
+        if isinstance(value, dict):
+            lines += _table((*place, key), cast(dict[str, Any], value))
+    return lines
 
 
 def _toml(value: Any) -> str:
