@@ -142,6 +142,22 @@ def plan_parts(
     return parts, tuple(skipped)
 
 
+def trainable_on(known: Sequence[Site], method: str) -> int:
+    """Parameters that a method trains on a network of these sites at default options, the old head kept.
+
+    Raises:
+        OptionError: If there is no such method.
+    """
+    (request,) = read_requests(method, {})
+    cls = request.form
+    with torch.device("meta"):
+        made, _ = _make(cls, _choose_sites(cls, known, request), known, request.options, "clamp")
+    taken = {part.site.path for part in made}
+    norms = [site for site in known if site.kind == "norm" and site.path not in taken]
+    own = sum(parameter.numel() for part in made for parameter in part.parameters())
+    return own + (sum(2 * site.out_channels for site in norms) if cls.norm_policies[0] == "train" else 0)
+
+
 def start_part(part: Module, model: nn.Module, before: Sequence[Part], generator: torch.Generator | None) -> None:
     """Give a new part its dtype, its starting values and its device, and check what it promises."""
     site = part.site

@@ -47,16 +47,34 @@ def inspect_adapter(path: Path, *, as_json: bool) -> None:
 def show_methods(*, as_json: bool) -> None:
     """Print the methods with their options."""
     from convpeft.adapters import list_methods, method_info
+    from convpeft.models.resnet50_sites import resnet50_sites
+    from convpeft.planning import trainable_on
 
     records = [method_info(name) for name in list_methods()]
+    sizes = {record.name: trainable_on(resnet50_sites(), record.name) for record in records}
     if as_json:
-        print_json([vars(record) | {"options": [vars(option) for option in record.options]} for record in records])
+        print_json(
+            [
+                vars(record)
+                | {"options": [vars(option) for option in record.options], "trainable_on_resnet50": sizes[record.name]}
+                for record in records
+            ]
+        )
         return
     rows = [
-        (r.name, r.summary, r.paper, r.mergeable, " | ".join(r.norm_policies), f"{r.learning_rate:g}") for r in records
+        (
+            r.name,
+            r.summary,
+            r.paper,
+            r.mergeable,
+            " | ".join(r.norm_policies),
+            f"{sizes[r.name]:,}",
+            f"{r.learning_rate:g}",
+        )
+        for r in records
     ]
-    headers = ("method", "what it does", "paper", "mergeable", "norm policies", "learning rate")
-    show_table("methods", headers, rows, numbers_from=5)
+    headers = ("method", "what it does", "paper", "mergeable", "norm policies", "on resnet50", "learning rate")
+    show_table("methods (parameters trained on resnet50 with its own head)", headers, rows, numbers_from=5)
     options = [
         (record.name, f"--{option.name.replace('_', '-')}", plain(option.default), option.description)
         for record in records
