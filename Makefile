@@ -17,7 +17,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: help demo test contract lint format types docs wheel ci install clean
+.PHONY: help demo test contract architectures lint format types docs wheel ci install clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ test: $(VENV)/.installed-dev  ## Run the tests and the doctests
 
 contract: $(VENV)/.installed-dev  ## Run the contract of every method at full length (slow)
 	$(BIN)/python -m pytest -q -n $(JOBS) -m contract --hypothesis-profile=full --timeout=0 $(ARGS)
+
+architectures: $(VENV)/.installed-dev  ## Run every method on public networks (slow)
+	$(BIN)/python -m pytest -q -n $(JOBS) -m architectures --timeout=0 $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## Check style and formatting
 	$(BIN)/ruff check .

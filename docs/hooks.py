@@ -11,7 +11,9 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 import convpeft
-from convpeft.adapters import MethodInfo, load_methods, method_info
+from convpeft.adapters import MethodInfo, Module, load_methods, method_info
+from convpeft.models.resnet50_sites import resnet50_sites
+from convpeft.planning import trainable_on
 
 COPIED = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 
@@ -52,29 +54,35 @@ def _pages() -> Iterator[tuple[str, str]]:
     yield "methods/index.md", _method_table(records)
     for record in records:
         cls = methods[record.name]
-        yield f"methods/{record.name}.md", _method_page(record, f"{cls.__module__}.{cls.__qualname__}")
+        yield f"methods/{record.name}.md", _method_page(record, cls)
     yield "reference.md", _reference()
 
 
 def _method_table(records: list[MethodInfo]) -> str:
+    sites = resnet50_sites()
     rows = [
-        f"| [`{record.name}`]({record.name}.md) | {record.summary} | {record.mergeable} | {record.norm} |"
+        f"| [`{record.name}`]({record.name}.md) | {record.summary} | {record.mergeable} | {record.norm} "
+        f"| {trainable_on(sites, record.name):,} |"
         for record in records
     ]
-    head = ["| method | what it does | merges | norm policy |", "|---|---|---|---|"]
+    head = ["| method | what it does | merges | norm policy | on ResNet-50 |", "|---|---|---|---|---:|"]
     introduction = (
+        "The last column is the number of parameters that a method trains on ResNet-50 with its own head, at default "
+        "options. "
         "Every method is one file in `convpeft/methods`. Its page is made from that file. "
         "What the columns mean is in [Concepts](../concepts.md)."
     )
     return "\n".join(["# Methods", "", introduction, "", *head, *rows, ""])
 
 
-def _method_page(record: MethodInfo, identifier: str) -> str:
+def _method_page(record: MethodInfo, cls: type[Module]) -> str:
+    identifier = f"{cls.__module__}.{cls.__qualname__}"
     options = "".join(f" --set method.{option.name}={option.default}" for option in record.options[:1])
     facts = {
         "Merges": record.mergeable,
         "Norm policies": ", ".join(f"`{policy}`" for policy in record.norm_policies) + " (the first is the default)",
         "Sites": ", ".join(f"`{word}`" for word in record.default_sites) or "none",
+        "Refuses": "; ".join(f"{kind}: {cls.refused[kind]}" for kind in cls.refused if kind not in cls.kinds),
         "Learning rate": f"{record.learning_rate:g}",
         "Paper": record.paper or "none",
     }

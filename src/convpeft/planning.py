@@ -17,7 +17,7 @@ from convpeft.injection import HEAD, AdaptedLayer, NormStatistics, effective, to
 from convpeft.methods.full import Full
 from convpeft.norms import norms_with_statistics
 from convpeft.selection import choose
-from convpeft.sites import KIND_WORDS, Site, find_head
+from convpeft.sites import Site, find_head
 
 RankPolicy = Literal["clamp", "error", "skip"]
 Part = tuple[str, str, Module | NormStatistics]  # (path of the layer, part name, what sits there)
@@ -209,7 +209,7 @@ def _refuse_kinds(cls: type[Module], known: Sequence[Site], request: Request) ->
     named = (request.include,) if isinstance(request.include, str) else tuple(request.include or ())
     for pattern in named:
         sites = [site for site in known if site.matches(pattern)]
-        if any(site.kind in cls.kinds for site in sites) or not sites or pattern in KIND_WORDS:
+        if any(site.kind in cls.kinds for site in sites) or not sites:
             continue
         site = sites[0]
         raise OptionError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -28,6 +29,7 @@ class Full(Adapter, name="full"):
     paper: ClassVar[str] = "the baseline"
     replaces: ClassVar[bool] = True
     kinds: ClassVar[tuple[Kind, ...]] = ("conv", "linear", "parameter")
+    refused: ClassVar[Mapping[Kind, str]] = {**Adapter.refused, "norm": "norms are trained by the norm policy 'train'"}
     default_sites: ClassVar[tuple[str, ...]] = ("conv", "linear", "parameter")
     default_exclude: ClassVar[tuple[str, ...]] = ()
     norm_policies: ClassVar[tuple[NormPolicy, ...]] = ("train", "frozen", "adapt")

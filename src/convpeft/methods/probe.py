@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
-from convpeft.adapters import NormPolicy
+from convpeft.adapters import Adapter, NormPolicy
 from convpeft.methods.full import Full
 from convpeft.sites import Kind
 
@@ -19,6 +20,7 @@ class Probe(Full, name="probe"):
     """
 
     paper: ClassVar[str] = "the baseline"
+    refused: ClassVar[Mapping[Kind, str]] = Adapter.refused
     kinds: ClassVar[tuple[Kind, ...]] = ("conv", "linear")
     default_sites: ClassVar[tuple[str, ...]] = ("head",)
     norm_policies: ClassVar[tuple[NormPolicy, ...]] = ("frozen", "adapt", "train")
