@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 # `ci` says the same every time; `full` looks further and prints how to repeat what it finds.
 hypothesis.settings.register_profile(
     "ci",
-    max_examples=25,
+    max_examples=50,
     deadline=None,
     derandomize=True,
     database=None,

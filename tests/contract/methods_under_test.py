@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -17,6 +18,9 @@ from convpeft.adapters import Branch, complete_options, method_class
 METHODS = convpeft.list_methods()
 
 # A norm-tuning adapter of a network without norms has nothing to hold; the head makes it one all the same.
+# A fifth of the profile's examples, for what is no statement about every geometry.
+FEWER = settings(max_examples=max(4, settings().max_examples // 5))
+
 RANK = {"rank": st.integers(1, 12)}
 SCALE = {"alpha": st.floats(0.25, 16), "learned_scale": st.booleans()}
 OPTIONS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
@@ -54,6 +58,15 @@ def is_branch(method: str, options: dict[str, Any]) -> bool:
     """Whether the method is no map of weights with these options."""
     cls = method_class(method)
     return issubclass(cls.form(**complete_options(cls, options)), Branch)
+
+
+# Methods that are a map of weights with some of their options.
+MAPS = tuple(method for method in METHODS if method_class(method).mergeable != "never")
+
+
+def holds_branch(model: nn.Module) -> bool:
+    """Whether something attached to the model is no map of weights."""
+    return any(isinstance(module, Branch) for module in model.modules())
 
 
 def options_for(method: str) -> st.SearchStrategy[dict[str, Any]]:

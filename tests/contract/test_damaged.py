@@ -18,7 +18,7 @@ from convpeft.adapter_file import description_digest
 from convpeft.fingerprints import tensor_digest
 
 pytestmark = pytest.mark.contract
-SHARED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+SHARED_FOLDER = settings(FEWER, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def files_of(folder: Path) -> tuple[dict, dict[str, Tensor]]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import convpeft
-from contract.methods_under_test import METHODS, attach_anything, train_steps
+from contract.methods_under_test import FEWER, METHODS, attach_anything, train_steps
 from contract.networks import Plan, plans, randomise
 
 pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore:Using padding='same'")]
@@ -28,6 +28,7 @@ def train(model: nn.Module, x: Tensor, steps: int = 3) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@FEWER
 @given(plan=plans(), data=st.data())
 def test_training_leaves_the_base_alone(method: str, plan: Plan, data: st.DataObject) -> None:
     model, x = plan.build(), plan.example()
@@ -41,6 +42,7 @@ def test_training_leaves_the_base_alone(method: str, plan: Plan, data: st.DataOb
     assert digests(model) == before
 
 
+@FEWER
 @given(plan=plans(norms=("batch",)), method=st.sampled_from(METHODS))
 def test_running_the_disabled_model_in_train_mode_leaves_the_base_alone(plan: Plan, method: str) -> None:
     model, x = plan.build(), plan.example()

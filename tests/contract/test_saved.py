@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import convpeft
-from contract.methods_under_test import METHODS, attach_anything, options_for
+from contract.methods_under_test import FEWER, METHODS, attach_anything, options_for
 from contract.networks import Plan, plans, randomise
 from contract.saved_networks import NETWORK, network, trained
 from convpeft.fingerprints import fingerprint
 
 pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore:Using padding='same'")]
-SHARED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+SHARED_FOLDER = settings(FEWER, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 PREDICT = """
 import sys
