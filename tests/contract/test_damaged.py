@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import convpeft
+from contract.methods_under_test import FEWER
 from contract.saved_networks import network, trained
 from convpeft.adapter_file import description_digest
 from convpeft.fingerprints import tensor_digest
