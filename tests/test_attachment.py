@@ -65,7 +65,7 @@ def test_wrong_option_is_refused_on_one_line_and_changes_nothing(options: dict, 
 
 def test_unknown_method_is_refused_with_the_nearest() -> None:
     with pytest.raises(
-        convpeft.OptionError, match=r"method='lroa' does not exist\. Did you mean 'lora'\? Known: bitfit"
+        convpeft.OptionError, match=r"method='lroa' does not exist\. Did you mean 'lora'\? Known: adalora, bitfit"
     ):
         convpeft.attach(network(), "lroa")
 
@@ -280,3 +280,39 @@ def test_attach_returns_the_model_itself() -> None:
     model = network()
     assert convpeft.attach(model, "lora") is model
     assert convpeft.merge(model) is model
+
+
+def test_start_on_top_of_an_adapter_in_training_is_what_that_one_settles_to() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 2)).train()
+    convpeft.attach(model, "residual-serial", name="first")
+    with torch.no_grad():
+        for parameter in convpeft.trainable_parameters(model):
+            parameter.add_(0.3)
+    x = torch.randn(4, 3, 8, 8)
+    model(x)
+    expected = model.eval()(x)
+    convpeft.attach(model.train(), "full", name="second", norm="frozen")
+    assert torch.allclose(model.eval()(x), expected, atol=1e-5)
+
+
+def test_branch_takes_an_image_without_a_batch_axis() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 4, 3, padding=1)
+    convpeft.attach(layer, "conv-adapter", include=["conv"], gamma=2, init="paper")
+    x = torch.randn(4, 6, 6)
+    assert torch.allclose(layer(x), layer(x.unsqueeze(0))[0], atol=1e-6)
+
+
+def test_branch_on_a_block_stands_for_its_layers() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x))
+
+    for include, expected in ((["0"], {"0"}), (["0", "0.second"], {"0", "0.second"}), (["0.first"], {"0.first"})):
+        model = convpeft.attach(nn.Sequential(Block(), Block()), "lite-residual", include=include)
+        assert set(convpeft.count(model).layers) == expected

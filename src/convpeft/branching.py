@@ -23,7 +23,8 @@ def run_beside(
     if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
         raise ModelError(f"a {name} with a branch was not called with one tensor. Exclude that layer or block.")
     given: Tensor = args[0]
-    version = None if given.is_inference() else given._version
+    watched = not torch.compiler.is_compiling() and not given.is_inference()
+    version = given._version if watched else None
     output: Any = run(given)
     if not isinstance(output, Tensor):
         raise ModelError(f"a {name} with a branch does not return one tensor. Exclude that layer or block.")
@@ -36,7 +37,10 @@ def run_beside(
             wide = torch.promote_types(output.dtype, torch.float32)
             if torch.is_autocast_enabled(output.device.type):
                 wide = output.dtype
-            output = part.beside(given.to(wide), output.to(wide)).to(output.dtype)
+            alone = part.site.kind != "linear" and given.ndim == len(part.site.kernel) + 1  # without a batch axis
+            inputs = [each.to(wide).unsqueeze(0) if alone else each.to(wide) for each in (given, output)]
+            added = part.beside(*inputs)
+            output = (added.squeeze(0) if alone else added).to(output.dtype)
         elif began is not None and part.site.tensor == "weight":
             raise ModelError(
                 f"method {part.method_name!r} acts on top of {began.method_name!r}, which is in training and "

@@ -253,15 +253,18 @@ def state_of(model: nn.Module) -> State | None:
 
 
 def effective(
-    layer: nn.Module, tensor: str = "weight", names: tuple[str, ...] | None = None
+    layer: nn.Module, tensor: str = "weight", names: tuple[str, ...] | None = None, *, settled: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """What the active adapters (or those of `names`) make of a layer's (weight, bias), in the layer's own dtype."""
+    """What the active adapters (or those of `names`) make of a layer's (weight, bias), in the layer's own dtype.
+
+    An adapter that normalises by batches while it is trained is left out then, unless `settled` asks for its map.
+    """
     weight = cast(Tensor, layer._parameters[tensor])
     bias = layer._parameters.get("bias") if tensor == "weight" and _has_joint_bias(layer) else None
     parts = [
         part
         for part in slots_of(layer).active(names)
-        if isinstance(part, Adapter) and part.site.tensor == tensor and not part.runs_beside
+        if isinstance(part, Adapter) and part.site.tensor == tensor and (settled or not part.runs_beside)
     ]
     if not parts:
         return weight, bias

@@ -172,7 +172,7 @@ def start_part(part: Module, model: nn.Module, before: Sequence[Part], generator
     dtype = torch.promote_types(own.dtype, torch.float32)
     with torch.no_grad():  # on top of active adapters the start is what they make of the layer
         if isinstance(layer, AdaptedLayer):
-            tensor, bias = effective(layer, site.tensor)
+            tensor, bias = effective(layer, site.tensor, settled=True)
         else:
             tensor, bias = own, layer._parameters.get("bias") if site.tensor == "weight" else None
         weight = to_canonical(tensor, site).to("cpu", dtype)
@@ -201,13 +201,23 @@ def _choose_sites(cls: type[Module], known: Sequence[Site], request: Request) ->
     else:
         chosen = choose(known, request.include, request.exclude)
         _refuse_kinds(cls, known, request)
-    return tuple(site for site in chosen if site.kind in cls.kinds)
+    fitting = [site for site in chosen if site.kind in cls.kinds]
+    blocks = [f"{site.path}." for site in fitting if site.kind == "block"]
+    return tuple(  # a block's path names its layers too, but a branch on the block stands for them
+        site
+        for site in fitting
+        if site.path in _patterns(request) or not any(site.path.startswith(block) for block in blocks)
+    )
+
+
+def _patterns(request: Request) -> tuple[str, ...]:
+    """The patterns of `include`, among them the paths."""
+    return (request.include,) if isinstance(request.include, str) else tuple(request.include or ())
 
 
 def _refuse_kinds(cls: type[Module], known: Sequence[Site], request: Request) -> None:
     """Raise where a layer is named that the method cannot sit on; a pattern may catch such layers by the way."""
-    named = (request.include,) if isinstance(request.include, str) else tuple(request.include or ())
-    for pattern in named:
+    for pattern in _patterns(request):
         sites = [site for site in known if site.matches(pattern)]
         if any(site.kind in cls.kinds for site in sites) or not sites:
             continue

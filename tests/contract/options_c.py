@@ -23,5 +23,7 @@ OPTIONS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "gamma": st.integers(1, 8),
         }
     ),
-    "lite-residual": st.fixed_dictionaries({"kernel": st.sampled_from([1, 3, 5]), "standardise": st.booleans()}),
+    "lite-residual": st.fixed_dictionaries(
+        {"kernel": st.sampled_from([1, 3, 5]), "standardise": st.booleans()}, optional={"width": st.integers(1, 12)}
+    ),
 }

@@ -38,7 +38,7 @@ def test_gradients_of_an_adapted_convolution_are_right(
     except convpeft.OptionError as error:
         assert "finds no layer" in str(error)
         return
-    assert_gradients_are_right(layer, torch.randn(1, geometry.in_channels, *geometry.space, dtype=torch.float64))
+    assert_gradients_are_right(layer, torch.randn(2, geometry.in_channels, *geometry.space, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("method", methods_for("linear"))
