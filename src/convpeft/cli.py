@@ -181,11 +181,17 @@ def inspect(
 
 
 @app.command()
-def methods(as_json: AsJson = False) -> None:
-    """List the methods with their options."""
-    from convpeft.commands.listing import show_methods
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method, to see its options.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the methods, or the options of one."""
+    from convpeft.commands.listing import show_method, show_methods
 
-    show_methods(as_json=as_json)
+    if name is None:
+        show_methods(as_json=as_json)
+    else:
+        show_method(name, as_json=as_json)
 
 
 @app.command()

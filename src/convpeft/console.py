@@ -21,11 +21,19 @@ if not console.is_terminal:
     console.width = 120  # piped output is not squeezed into 80 columns
 
 
+_SHORT = 20  # characters
+
+
 def show_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int = 1) -> None:
-    """Print a table; columns from `numbers_from` on are right-aligned. Cells are text, never markup."""
+    """Print a table; columns from `numbers_from` on are right-aligned. Cells are text, never markup.
+
+    A first column of short names is never broken.
+    """
     table = Table(title=_as_text(title) or None, title_justify="left", title_style="bold")
+    short = max((len(row[0]) for row in rows), default=0) <= _SHORT
     for number, header in enumerate(headers):
-        table.add_column(_as_text(header), justify="right" if number >= numbers_from else "left", overflow="fold")
+        justify = "right" if number >= numbers_from else "left"
+        table.add_column(_as_text(header), justify=justify, overflow="fold", no_wrap=number == 0 and short)
     for row in rows:
         table.add_row(*(_as_text(cell) for cell in row))
     console.print(table)

@@ -74,17 +74,27 @@ def test_catalog_is_the_registry():
     assert read == {r.name: (r.summary, tuple(option.name for option in r.options)) for r in records}
 
 
-def test_methods_are_listed_with_their_options(call):
+def test_methods_are_listed_with_their_size(call):
     text = call("methods").succeeded()
     for name in list_methods():
         assert name in text
-    assert "--rank" in text
+    assert "635,544" in text  # lora of rank 8 on ResNet-50: the sum of rank * (out + n) over its 53 convolutions
+
+
+def test_options_of_one_method_are_shown(call):
+    text = call("methods", "chapter").succeeded()
+    assert "--arrangement" in text
+    assert "'parallel', 'serial'" in text
+    assert "no options" in call("methods", "probe").succeeded()
+    assert call("methods", "lora", "--json").json["options"][0]["default"] == 8
+    assert "Did you mean 'lora'" in call("methods", "lroa").failed(2)
 
 
 def test_methods_are_listed_for_programs(call):
     listed = {record["name"]: record for record in call("methods", "--json").json}
     assert set(listed) == set(list_methods())
-    assert [option["name"] for option in listed["lora"]["options"]] == ["rank", "alpha", "rslora"]
+    assert [option["name"] for option in listed["lora"]["options"]][:3] == ["rank", "alpha", "rslora"]
+    assert listed["lora"]["trainable_on_resnet50"] == 635_544
     assert listed["lora"]["options"][0]["default"] == 8
 
 

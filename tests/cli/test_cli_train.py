@@ -87,6 +87,31 @@ def test_sites_are_given_one_by_one_or_with_commas(planned):
     assert section.also_train == ["conv2"]
 
 
+def test_options_of_mixed_methods_carry_their_names(planned):
+    words = ("--lora.rank", "3", "--lora.include", "conv", "--bitfit.create", "--residual-serial.own-norm", "false")
+    recipe = planned("--method", "lora+bitfit+residual-serial", *words)
+    assert recipe.method.options == {
+        "lora": {"rank": 3, "include": ["conv"]},
+        "bitfit": {"create": True},
+        "residual-serial": {"own_norm": False},
+    }
+
+
+def test_mixed_methods_are_trained_saved_and_evaluated(call, start, tmp_path):
+    words = ("--method", "lora+adalora+residual-serial", "--lora.rank", "2", "--adalora.target-rank", "2")
+    start("--out", tmp_path / "run", *words, *FAST).succeeded()
+    trained = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    evaluated = call("evaluate", tmp_path / "run", "--json").json
+    assert evaluated["confusion"] == trained["test"]["confusion"]
+    again = make_recipe(read_recipe(tmp_path / "run" / "recipe.toml"))
+    assert again.method.options == {"lora": {"rank": 2}, "adalora": {"target_rank": 2}}
+
+
+def test_option_of_no_mixed_method_is_refused_with_the_nearest(start, tmp_path):
+    line = start("--out", tmp_path / "run", "--method", "lora+bitfit", "--lora.rnak", "3").failed(2)
+    assert "--lora.rnak is no option of train or of method 'lora+bitfit'. Did you mean 'lora.rank'" in line
+
+
 def test_norm_and_rank_policy_are_options(planned):
     section = planned("--norm", "adapt", "--rank-policy", "error").method
     assert (section.norm, section.rank_policy) == ("adapt", "error")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from convpeft.console import plain, print_json, show_table
+from convpeft.console import plain, print_json, say, show_table
+
+if TYPE_CHECKING:
+    from convpeft.adapters import MethodInfo
 
 
 def inspect_adapter(path: Path, *, as_json: bool) -> None:
@@ -45,7 +49,7 @@ def inspect_adapter(path: Path, *, as_json: bool) -> None:
 
 
 def show_methods(*, as_json: bool) -> None:
-    """Print the methods with their options."""
+    """Print the table of methods."""
     from convpeft.adapters import list_methods, method_info
     from convpeft.models.resnet50_sites import resnet50_sites
     from convpeft.planning import trainable_on
@@ -53,34 +57,46 @@ def show_methods(*, as_json: bool) -> None:
     records = [method_info(name) for name in list_methods()]
     sizes = {record.name: trainable_on(resnet50_sites(), record.name) for record in records}
     if as_json:
-        print_json(
-            [
-                vars(record)
-                | {"options": [vars(option) for option in record.options], "trainable_on_resnet50": sizes[record.name]}
-                for record in records
-            ]
-        )
+        print_json([_as_json(record) | {"trainable_on_resnet50": sizes[record.name]} for record in records])
         return
     rows = [
         (
-            r.name,
-            r.summary,
-            r.paper,
-            r.mergeable,
-            " | ".join(r.norm_policies),
-            f"{sizes[r.name]:,}",
-            f"{r.learning_rate:g}",
+            record.name,
+            record.summary,
+            record.paper,
+            record.mergeable,
+            " | ".join(record.norm_policies),
+            f"{sizes[record.name]:,}",
+            f"{record.learning_rate:g}",
         )
-        for r in records
+        for record in records
     ]
     headers = ("method", "what it does", "paper", "mergeable", "norm policies", "on resnet50", "learning rate")
     show_table("methods (parameters trained on resnet50 with its own head)", headers, rows, numbers_from=5)
+    say("`convpeft methods NAME` shows the options of one.")
+
+
+def show_method(name: str, *, as_json: bool) -> None:
+    """Print the options of one method."""
+    from convpeft.adapters import method_info
+
+    record = method_info(name)
+    if as_json:
+        print_json(_as_json(record))
+        return
+    say(f"{record.name}: {record.summary} {record.paper}.")
     options = [
-        (record.name, f"--{option.name.replace('_', '-')}", plain(option.default), option.description)
-        for record in records
+        (f"--{option.name.replace('_', '-')}", option.type, plain(option.default), option.description)
         for option in record.options
     ]
-    show_table("options", ("method", "option", "default", "meaning"), options, numbers_from=4)
+    if options:
+        show_table(f"options of {record.name}", ("option", "type", "default", "meaning"), options, numbers_from=4)
+    else:
+        say("It has no options.")
+
+
+def _as_json(record: MethodInfo) -> dict[str, Any]:
+    return vars(record) | {"options": [vars(option) for option in record.options]}
 
 
 def show_datasets(*, as_json: bool) -> None:

@@ -52,8 +52,8 @@ class Colora(Additive, name="colora"):
     kinds: ClassVar[tuple[Kind, ...]] = ("conv",)
     refused: ClassVar[Mapping[Kind, str]] = {**Module.refused, "linear": "a linear layer has no spatial kernel"}
     default_sites: ClassVar[tuple[str, ...]] = ("spatial",)
-    default_exclude: ClassVar[tuple[str, ...]] = ("head", "depthwise")
-    learning_rate: ClassVar[float] = 1e-3
+    default_exclude: ClassVar[tuple[str, ...]] = ("head",)
+    learning_rate: ClassVar[float] = 2e-3
     merged: Tensor | None
     seed: Tensor | None
 
@@ -145,7 +145,6 @@ class ColoraBeside(Branch):
     kinds: ClassVar[tuple[Kind, ...]] = Colora.kinds
     refused: ClassVar[Mapping[Kind, str]] = Colora.refused
     default_sites: ClassVar[tuple[str, ...]] = Colora.default_sites
-    default_exclude: ClassVar[tuple[str, ...]] = Colora.default_exclude
     learning_rate: ClassVar[float] = Colora.learning_rate
 
     def __init__(
