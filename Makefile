@@ -20,7 +20,7 @@ ARGS ?=
 .PHONY: help demo test contract architectures lint format types docs wheel ci install clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed-train  ## Train, adapt and compare on offline images; prints where the report is
 	@rm -rf runs/demo

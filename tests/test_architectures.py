@@ -1,235 +1,221 @@
-"""Public architectures: LoRA attaches, trains, merges, saves and reloads exactly; the head is found on all of them."""
+"""Methods on public architectures: attach, train, merge, save, reload and detach, each exactly."""
+
+from __future__ import annotations
 
 import copy
-import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import timm
 import torch
-import torchvision
 from torch import Tensor, nn
 
 import convpeft
-from contract.networks import randomise, relative_error
+from architectures.networks import EIGHT, NETWORKS, images, network
+from contract.methods_under_test import METHODS, train_steps
+from contract.networks import relative_error
+from convpeft.injection import adapted_layers, slots_of
 
-# Some hundred layers, each rounding 6e-8 of its output, and squeeze-excitation that multiplies the errors.
-DEEP_TOLERANCE = 1e-4
+pytestmark = pytest.mark.architectures
 
-NETWORKS = [
-    "timm/resnet18",
-    "timm/resnext50_32x4d",
-    "timm/mobilenetv3_small_100",
-    "timm/efficientnet_b0",
-    "timm/convnext_atto",
-    "timm/regnety_002",
-    "timm/densenet121",
-    "timm/resnetv2_50",
-    "timm/resnetv2_50x1_bit",
-    "timm/nf_resnet26",
-    "timm/tf_mobilenetv3_small_minimal_100",
+# The merged weight is the one the adapter computed; should it choose another kernel, the layers round differently.
+MERGED_TOLERANCE = 1e-5
+# What three steps change of the output at least, at a method's own learning rate; a merge that lost it would show.
+SMALLEST_EFFECT = 1e-3
+ON_ALL = ("bitfit", "dora", "lora")
+FEW = (
+    "timm/vgg11",
     "torchvision/resnet18",
-]
-MORE_NETWORKS = [
-    "timm/mobilevit_xxs",
-    "timm/ghostnet_050",
-    "timm/repvgg_a0",
-    "timm/hrnet_w18_small",
-    "timm/res2net50_14w_8s",
+    "timm/ecaresnext26t_32x4d",
     "torchvision/googlenet",
+    "timm/mobilenetv4_conv_small_050",
+    "timm/tf_efficientnetv2_b0",
     "torchvision/shufflenet_v2_x0_5",
-    "torchvision/squeezenet1_0",
-    "torchvision/mnasnet0_5",
-]
+    "timm/ghostnet_050",
+    "timm/dla46_c",
+    "timm/mobilevit_xxs",
+)
+TWENTY = NETWORKS[::2]
+
+# Methods that have nowhere to sit, with what they say about it.
+IMPOSSIBLE = {
+    ("norm-tuning", "timm/vgg11"): "finds no layer to adapt",
+    ("norm-tuning", "timm/nf_resnet26"): "finds no layer to adapt",
+    ("norm-tuning", "torchvision/squeezenet1_1"): "finds no layer to adapt",
+}
+
+Pair = tuple[str, str]  # (method, architecture)
 
 
-def build(source: str) -> nn.Module:
-    torch.manual_seed(0)
-    library, name = source.split("/")
-    if library == "timm":
-        model = timm.create_model(name, pretrained=False)
-    elif name == "googlenet":
-        model = torchvision.models.googlenet(weights=None, aux_logits=False, init_weights=False)
-    else:
-        model = torchvision.models.get_model(name, weights=None)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:  # zero-initialised last norms would hide what happens in their branch
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-        norm.momentum = 1.0
-    with torch.no_grad():  # statistics that fit, as a pretrained network has; without them activations explode
-        model.train()(images(8))
-    for norm in norms:
-        norm.momentum = 0.1
-    return model.eval()
+def every_pair() -> list[Pair]:
+    """The three methods everywhere and every method on the eight, architecture by architecture."""
+    return [
+        (method, source)
+        for source in dict.fromkeys((*EIGHT, *NETWORKS))
+        for method in (METHODS if source in EIGHT else ON_ALL)
+        if (method, source) not in IMPOSSIBLE
+    ]
 
 
-def images(number: int = 2) -> Tensor:
-    return torch.randn(number, 3, 64, 64, generator=torch.Generator().manual_seed(number))
+def few_pairs() -> list[Pair]:
+    """LoRA on ten architectures, and each method on one of the eight in turn."""
+    turns = [(method, EIGHT[number % len(EIGHT)]) for number, method in enumerate(METHODS)]
+    possible = [pair if pair not in IMPOSSIBLE else (pair[0], "timm/resnet18") for pair in turns]
+    return sorted([*(("lora", source) for source in FEW), *possible], key=lambda pair: pair[1])
 
 
-def digest(model: nn.Module) -> str:
-    state = {k: v for k, v in model.state_dict().items() if "convpeft" not in k.split(".")}
-    found = hashlib.sha256()
-    for key in sorted(state):
-        found.update(key.encode() + state[key].contiguous().numpy().tobytes())
-    return found.hexdigest()
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """All of it when asked for by the marker, otherwise what takes less than a minute."""
+    whole = metafunc.config.getoption("markexpr") == "architectures"
+    if "trained" in metafunc.fixturenames:
+        pairs = every_pair() if whole else few_pairs()
+        metafunc.parametrize("trained", pairs, indirect=True, scope="module", ids=["-".join(pair) for pair in pairs])
+    if "one_of_twenty" in metafunc.fixturenames:
+        metafunc.parametrize("one_of_twenty", TWENTY if whole else ["timm/mobilenetv3_small_050"])
 
 
-def train(model: nn.Module, steps: int) -> None:
-    model.train()
-    optimizer = torch.optim.SGD(convpeft.param_groups(model, lr=1e-2))
-    for _ in range(steps):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images()), torch.tensor([0, 2])).backward()
-        nn.utils.clip_grad_norm_(convpeft.trainable_parameters(model), 1.0)
-        optimizer.step()
+@dataclass(frozen=True)
+class Trained:
+    """An architecture, and a copy of it with a method on it that took three steps."""
+
+    method: str
+    base: nn.Module
+    model: nn.Module
+    x: Tensor
+    fresh: Tensor  # with the base's own head
+    start: Tensor
+    output: Tensor
+    idle: list[str]
+
+
+@pytest.fixture(scope="module")
+def trained(request: pytest.FixtureRequest) -> Trained:
+    method, source = request.param
+    base, x = network(source), images(source)
+    model = copy.deepcopy(base)
+    classes = 3 if (METHODS.index(method) + NETWORKS.index(source)) % 2 else None
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        convpeft.attach(model, method, num_classes=classes, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad(), convpeft.old_head(model):
+            fresh = model(x)
+        start = output(model, x)
+        idle = train(model, x)
+    return Trained(method, base, model, x, fresh, start, output(model, x), idle)
+
+
+def train(model: nn.Module, x: Tensor) -> list[str]:
+    """Three steps as a training loop takes them; returns the layers that they left as they were."""
+    before = copy.deepcopy(adapters(model))
+    train_steps(model, x, torch.optim.AdamW(convpeft.param_groups(model)), 3)
     model.eval()
+    after = adapters(model)
+    return [path for path in after if all(torch.equal(after[path][key], before[path][key]) for key in after[path])]
 
 
-@pytest.mark.parametrize("source", NETWORKS)
-def test_lora_attaches_trains_merges_and_reloads_exactly(source: str, tmp_path: Path) -> None:
-    model = build(source)
-    base, before, x = copy.deepcopy(model), digest(model), images()
+def adapters(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Every tensor that the adapters hold, layer by layer."""
+    found = {path: slots_of(layer).state_dict() for path, layer in adapted_layers(model)}
+    return {path: tensors for path, tensors in found.items() if tensors}  # a frozen norm holds none
+
+
+def output(model: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
-        expected = base(x)
-    convpeft.attach(model, "lora", rank=2)
-    with torch.no_grad():
-        assert torch.equal(model(x), expected)
-    convpeft.detach(model)
-    convpeft.attach(model, "lora", rank=2, num_classes=3)
-    train(model, 3)
-    assert digest(model) == before
-    with torch.no_grad():
-        expected = model(x)
-        assert expected.shape == (2, 3)
-        assert torch.isfinite(expected).all()
-        convpeft.save(model, tmp_path / "adapter")
-        assert torch.equal(convpeft.load(base, tmp_path / "adapter")(x), expected)
-        assert relative_error(convpeft.merge(model)(x), expected) <= DEEP_TOLERANCE
-    assert not any("convpeft" in key for key in model.state_dict())
+        return model(x)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("source", NETWORKS + MORE_NETWORKS)
-def test_fresh_adapters_change_nothing_and_merged_is_adapted(source: str) -> None:
-    model, x = build(source), images()
-    with torch.no_grad():
-        base_output = model(x)
-        for method in convpeft.list_methods():
-            if method == "norm-tuning" and not any(site.kind == "norm" for site in convpeft.select(model, ["*"])):
-                continue
-            convpeft.attach(model, method)
-            assert torch.equal(model(x), base_output), method
-            randomise(model)
-            for name, tensor in model.named_parameters():  # a whole network of 10 % noise is chaos; a hundredth is not
-                if tensor.requires_grad and method in ("lora", "full"):
-                    tensor.mul_(0.1 if name.endswith((".up", ".down")) else 1)
-            expected = model(x)
-            if torch.isfinite(expected).all():
-                assert relative_error(convpeft.merged(model)(x), expected) <= 10 * DEEP_TOLERANCE, method
-            convpeft.detach(model)
-            assert torch.equal(model(x), base_output), method
+def assert_same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert list(found) == list(expected)
+    for key, tensor in expected.items():
+        assert found[key].dtype == tensor.dtype
+        assert torch.equal(found[key].flatten().view(torch.uint8), tensor.flatten().view(torch.uint8)), key
 
 
-@pytest.mark.parametrize("name", ["nf_resnet26", "convnext_atto", "mobilenetv3_small_100", "vit_tiny_patch16_224"])
-def test_full_fine_tuning_trains_every_parameter(name: str) -> None:
-    model = timm.create_model(name, pretrained=False)
-    size = sum(parameter.numel() for parameter in model.parameters())
-    assert convpeft.count(convpeft.attach(model, "full")).trainable == size
+def types_of(model: nn.Module) -> list[tuple[str, type]]:
+    return [(path, type(module)) for path, module in model.named_modules()]
 
 
-def test_norm_tuning_reaches_every_norm_of_a_network_whose_head_has_one() -> None:
-    model = timm.create_model("convnext_atto", pretrained=False)
-    affine = sum(p.numel() for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters())
-    assert convpeft.count(convpeft.attach(model, "norm-tuning")).trainable == affine
+def test_fresh_adapter_changes_no_bit_of_the_output(trained: Trained) -> None:
+    assert torch.equal(trained.fresh, output(trained.base, trained.x))
 
 
-def test_probe_trains_the_classifier_alone() -> None:
-    model = timm.create_model("convnext_atto", pretrained=False)
-    convpeft.attach(model, "probe")
-    assert set(convpeft.count(model).layers) == {"head.fc"}
+def test_training_reaches_every_adapted_layer(trained: Trained) -> None:
+    assert trained.idle == []
+    assert torch.isfinite(trained.output).all()
+    assert relative_error(trained.output, trained.start) > SMALLEST_EFFECT
 
 
-def test_model_without_a_classifier_has_no_head() -> None:
-    model = timm.create_model("resnet18", pretrained=False, num_classes=0)
-    assert convpeft.sites.find_head(model) is None
-    with pytest.raises(convpeft.ConvpeftError, match="classifier"):
-        convpeft.attach(model, "lora", num_classes=3)
+def test_training_leaves_the_base_alone(trained: Trained) -> None:
+    state = {key: value for key, value in trained.model.state_dict().items() if "convpeft" not in key.split(".")}
+    assert_same_bits(state, dict(trained.base.state_dict()))
 
 
-QUICK_FAMILIES = ["resnet18", "mobilenetv3_small_050", "convnext_atto", "regnety_002", "vgg11", "levit_128s"]
-FAMILIES = [
-    "beit_base_patch16_224", "bat_resnext26ts", "botnet26t_256", "caformer_s18", "cait_xxs24_224",
-    "coat_tiny", "coatnet_pico_rw_224", "convformer_s18", "convit_tiny", "convmixer_768_32", "convnextv2_atto",
-    "crossvit_tiny_240", "cspdarknet53", "cspresnet50", "darknet53", "davit_tiny", "deit_tiny_patch16_224",
-    "densenet121", "dla34", "dm_nfnet_f0", "dpn68", "eca_nfnet_l0", "edgenext_xx_small", "efficientformer_l1",
-    "efficientformerv2_s0", "efficientnet_b0", "efficientvit_b0", "efficientvit_m0", "ese_vovnet19b_dw",
-    "fasternet_t0", "fastvit_t8", "fbnetc_100", "focalnet_tiny_srf", "gernet_s", "ghostnet_050", "ghostnetv2_100",
-    "hardcorenas_a", "hgnet_tiny", "hgnetv2_b0", "hrnet_w18_small", "inception_next_atto", "inception_resnet_v2",
-    "inception_v3", "inception_v4", "lcnet_035", "legacy_senet154", "legacy_xception", "maxvit_pico_rw_256",
-    "mixer_s32_224", "mixnet_s", "mnasnet_050", "mobilenet_edgetpu_v2_xs", "mobilenetv1_100", "mobilenetv2_035",
-    "mobilenetv4_conv_small", "mobileone_s0", "mobilevit_xxs", "mobilevitv2_050", "nf_regnet_b0", "nf_resnet26",
-    "pit_ti_224", "poolformer_s12", "pvt_v2_b0", "regnetx_002", "regnetz_b16", "repghostnet_050", "repvgg_a0",
-    "repvit_m0_9", "res2net50_14w_8s", "resmlp_12_224", "resnest14d", "resnetblur18", "resnetrs50", "resnetv2_50",
-    "rexnet_100", "rexnetr_100", "selecsls42", "semnasnet_050", "senet154", "seresnet18", "shvit_s1", "skresnet18",
-    "spnasnet_100", "starnet_s050", "swin_tiny_patch4_window7_224", "tf_efficientnetv2_b0", "tiny_vit_5m_224",
-    "tinynet_e", "tresnet_m", "twins_pcpvt_small", "vgg11_bn", "visformer_tiny", "vit_tiny_patch16_224", "volo_d1_224",
-    "wide_resnet50_2", "xception41", "xcit_nano_12_p16_224",
-]  # fmt: skip
+def test_merged_gives_the_adapted_output(trained: Trained) -> None:
+    if convpeft.method_info(trained.method).mergeable == "never":
+        before = copy.deepcopy(trained.model.state_dict())
+        with pytest.raises(convpeft.ModelError, match="is no map of weights and cannot be merged"):
+            convpeft.merge(trained.model)
+        assert_same_bits(trained.model.state_dict(), before)
+        assert torch.equal(output(trained.model, trained.x), trained.output)
+        return
+    merged = convpeft.merged(trained.model)
+    assert relative_error(output(merged, trained.x), trained.output) <= MERGED_TOLERANCE
+    assert types_of(merged) == types_of(trained.base)
 
 
-def assert_timm_head_is_found(name: str) -> None:
-    with torch.device("meta"):
-        model = timm.create_model(name, pretrained=False)
-    said = model.pretrained_cfg["classifier"]
-    if isinstance(said, str):
-        assert convpeft.sites.find_head(model) == said
-    else:  # a distilled model has two; an answer of one of them would leave the other on the old classes
-        assert convpeft.sites.find_head(model) in (*said, None)
+def test_reloaded_gives_the_same_bits(trained: Trained, tmp_path: Path) -> None:
+    convpeft.save(trained.model, tmp_path / "adapter")
+    loaded = convpeft.load(copy.deepcopy(trained.base), tmp_path / "adapter")
+    assert torch.equal(output(loaded, trained.x), trained.output)
 
 
-@pytest.mark.parametrize("name", QUICK_FAMILIES)
-def test_head_of_a_timm_model_is_the_one_that_timm_names(name: str) -> None:
-    assert_timm_head_is_found(name)
+def test_detached_is_the_base(trained: Trained) -> None:
+    model = convpeft.detach(copy.deepcopy(trained.model))
+    assert_same_bits(dict(model.state_dict()), dict(trained.base.state_dict()))
+    assert types_of(model) == types_of(trained.base)
+    assert torch.equal(output(model, trained.x), output(trained.base, trained.x))
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Overwriting", "ignore:Mapping deprecated")
-def test_head_of_every_timm_family_is_the_one_that_timm_names() -> None:
-    known = set(timm.list_models())
-    families = [name for name in FAMILIES if name in known]
-    assert len(families) >= 60
-    wrong = []
-    for name in families:
-        try:
-            assert_timm_head_is_found(name)
-        except AssertionError as error:
-            wrong.append((name, str(error).splitlines()[0]))
-    assert wrong == []
+@pytest.mark.parametrize(("method", "source"), IMPOSSIBLE)
+def test_method_with_nowhere_to_sit_says_so_and_leaves_the_model_alone(method: str, source: str) -> None:
+    model = copy.deepcopy(network(source))
+    with pytest.raises(convpeft.ConvpeftError, match=IMPOSSIBLE[method, source]):
+        convpeft.attach(model, method)
+    assert types_of(model) == types_of(network(source))
+    assert_same_bits(dict(model.state_dict()), dict(network(source).state_dict()))
+    convpeft.attach(model, method, num_classes=3)
+    assert set(convpeft.count(model).layers) == {convpeft.sites.find_head(network(source))}
 
 
-@pytest.mark.slow
-def test_head_of_every_torchvision_classifier_is_its_last_layer() -> None:
-    expected = {
-        "classifier": ("alexnet", "vgg", "mobilenet_v2", "mobilenet_v3", "efficientnet", "mnasnet", "densenet"),
-        "classifier.1": ("squeezenet",),
-        "classifier.2": ("convnext",),
-        "classifier.5": ("maxvit",),
-        "fc": ("resnet", "resnext", "wide_resnet", "regnet", "googlenet", "inception", "shufflenet"),
-        "heads": ("vit_",),
-        "head": ("swin",),
-    }
-    wrong = []
-    for name in torchvision.models.list_models(module=torchvision.models):
-        arguments = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        if name.startswith("regnet") and name != "regnet_y_400mf":
-            continue  # one class for all of them, and it cannot be built without memory
-        with torch.device("meta" if not name.startswith("regnet") else "cpu"):
-            model = torchvision.models.get_model(name, weights=None, **arguments)
-        found = convpeft.sites.find_head(model)
-        prefix = next(prefix for prefix, starts in expected.items() if name.startswith(starts))
-        layer = model.get_submodule(found or "")
-        size = getattr(layer, "out_features", getattr(layer, "out_channels", None))
-        if found is None or not (found == prefix or found.startswith(f"{prefix}.")) or size != 1000:
-            wrong.append((name, found))
-    assert wrong == []
+def test_no_fresh_adapter_changes_a_bit_of_the_output(one_of_twenty: str) -> None:
+    model, x = copy.deepcopy(network(one_of_twenty)), images(one_of_twenty)
+    expected = output(model, x)
+    for method in METHODS:
+        if (method, one_of_twenty) in IMPOSSIBLE:
+            continue
+        convpeft.attach(model, method, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(output(model, x), expected), method
+        convpeft.detach(model)
+        assert torch.equal(output(model, x), expected), method
+
+
+@pytest.mark.parametrize("method", ON_ALL)
+def test_network_that_segments_is_adapted_and_merged(method: str) -> None:
+    model, x = copy.deepcopy(network("own/unet")), images("own/unet")
+    model.whole = False
+    expected = output(model, x)
+    convpeft.attach(model, method, include=["transposed", "join1"], generator=torch.Generator().manual_seed(1))
+    layers = set(convpeft.count(model).layers)
+    assert {"up1", "up2"} < layers
+    assert all(path.startswith(("up", "join1.")) for path in layers)
+    train(model, x)
+    adapted = output(model, x)
+    assert adapted.shape == expected.shape == (2, 5, 32, 32)
+    assert relative_error(adapted, expected) > SMALLEST_EFFECT
+    assert relative_error(output(convpeft.merged(model), x), adapted) <= MERGED_TOLERANCE
+    assert torch.equal(output(convpeft.detach(model), x), expected)
+
+
+def test_there_are_forty_architectures() -> None:
+    assert len(set(NETWORKS)) == 40
+    assert set(EIGHT) | set(FEW) <= set(NETWORKS)

@@ -17,6 +17,7 @@ from convpeft.blocks import find_blocks
         ("mobilenetv3_small_050", 11, ("blocks.4.2", (48, 48, 1, 1))),
         ("convnext_atto", 12, ("stages.3.blocks.1", (320, 320, 1, 1))),
         ("regnety_002", 13, ("s4.b7", (368, 368, 1, 1))),
+        ("regnetx_002", 13, ("s4.b7", (368, 368, 1, 1))),
         ("resnest14d", 4, ("layer4.0", (2048, 1024, 1, 1))),
         ("res2net50_14w_8s", 16, ("layer4.2", (2048, 2048, 1, 1))),
         ("vgg11", 0, None),
@@ -79,3 +80,32 @@ def test_network_that_runs_on_no_usual_size_says_so() -> None:
     model = nn.Sequential(Pair(3, 4), Pair(4, 4), nn.Flatten(), nn.Linear(4 * 77 * 77, 2))
     with pytest.raises(convpeft.ModelError, match="blocks cannot be found, because it runs on no blank image"):
         find_blocks(model)
+
+
+class Stage(nn.Module):
+    """Runs all its children."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.only = Pair(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for child in self.children():
+            x = child(x)
+        return x
+
+
+def test_stage_of_one_block_is_no_block() -> None:
+    model = nn.Sequential(Pair(3, 4), Stage(), Stage())
+    assert [block.path for block in find_blocks(model)] == ["0", "1.only", "2.only"]
+
+
+def test_module_that_runs_its_adapters_is_stopped() -> None:
+    class Gain(Stage):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(4, 4))
+
+    model = convpeft.attach(nn.Sequential(Gain()), "full", include=["0.gain"], norm="frozen")
+    with pytest.raises(convpeft.ModelError, match="runs all its children met its own adapters"):
+        model(torch.randn(1, 4, 6, 6))

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
-from convpeft.errors import ModelError
 from convpeft.sites import Site, all_sites, walk
+from convpeft.trials import try_inputs
 
+_LAYERS = (_ConvNd, nn.Linear)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-# Sizes to try, in pixels a side (samples for a sequence); the first that the model runs on is taken.
-_SIZES = {1: (16000, 4096, 1024, 256, 64), 2: (224, 32, 64, 96, 128, 28, 256, 299, 384, 512), 3: (32, 64, 16, 112)}
 
 
 def find_blocks(model: nn.Module) -> tuple[Site, ...]:
@@ -38,8 +36,15 @@ def find_blocks(model: nn.Module) -> tuple[Site, ...]:
     if len(outermost) < 2:  # a single one is a head with a hidden layer, or the whole network in a wrapper
         return ()
     stages = {site.path: (site.stage, site.last_stage) for site in all_sites(model)}
+    shapes = try_inputs(
+        model,
+        lambda blank: _shapes(model, outermost, blank),
+        batch=1,
+        task="the model's blocks cannot be found",
+        remedy="Choose a method for layers, or load the model with convpeft.load_model, which knows the size.",
+    )
     sites: list[Site] = []
-    for path, (given, made) in _try(model, outermost).items():
+    for path, (given, made) in shapes.items():
         ones = [1] * (len(given) - 2)
         inside = next((stages[other] for other in stages if other.startswith(f"{path}.")), (None, False))
         stage, last = stages.get(path, inside)
@@ -51,15 +56,16 @@ def find_blocks(model: nn.Module) -> tuple[Site, ...]:
 def _is_candidate(module: nn.Module) -> bool:
     if isinstance(module, (*_CONTAINERS, _ConvNd)):
         return False
-    layers = [each for _, each in walk(module) if isinstance(each, _ConvNd | nn.Linear)]
+    layers = [each for _, each in walk(module) if isinstance(each, _LAYERS)]
     return len(layers) > 1 and any(isinstance(each, _ConvNd) and math.prod(each.kernel_size) > 1 for each in layers)
 
 
 def _holds_blocks(module: nn.Module, candidates: dict[str, nn.Module]) -> bool:
-    """Whether the module is a stage: it holds two candidates of one class, or a container inside it holds any."""
+    """Whether the module is a stage: it holds nothing but a candidate, two of a class, or a container with some."""
     known = {id(each) for each in candidates.values()}
     direct = [type(child) for child in module.children() if id(child) in known]
-    if len(set(direct)) < len(direct):
+    layered = [child for child in module.children() if any(isinstance(each, _LAYERS) for _, each in walk(child))]
+    if len(set(direct)) < len(direct) or len(direct) == len(layered) == 1:
         return True
     return any(
         isinstance(each, _CONTAINERS) and any(id(child) in known for child in each.children())
@@ -67,39 +73,8 @@ def _holds_blocks(module: nn.Module, candidates: dict[str, nn.Module]) -> bool:
     )
 
 
-def _try(model: nn.Module, blocks: dict[str, nn.Module]) -> dict[str, tuple[torch.Size, torch.Size]]:
-    """Shapes of input and output of each block that takes and returns one tensor."""
-    first = next(module for _, module in walk(model) if isinstance(module, _ConvNd))
-    dims, reference = len(first.kernel_size), first._parameters["weight"]
-    assert reference is not None
-    modes = {module: module.training for module in model.modules()}
-    refusals: list[str] = []
-    model.eval()
-    try:
-        for size in _likely_sizes(model, dims):
-            blank = torch.zeros(1, first.in_channels, *size, dtype=reference.dtype, device=reference.device)
-            try:
-                return _shapes(model, blocks, blank)
-            except (RuntimeError, ValueError, AssertionError) as error:
-                refusals.append(" ".join(str(error).split())[:120])
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    raise ModelError(
-        f"the model's blocks cannot be found, because it runs on no blank image of the usual sizes ({refusals[0]}). "
-        "Choose a method for layers, or load the model with convpeft.load_model, which knows the size."
-    )
-
-
-def _likely_sizes(model: nn.Module, dims: int) -> Iterator[tuple[int, ...]]:
-    known = getattr(model.__dict__.get("_convpeft_preprocessing"), "size", None)
-    if known is not None and dims == 2:
-        yield tuple(known)
-    for size in _SIZES[dims]:
-        yield (size,) * dims
-
-
 def _shapes(model: nn.Module, blocks: dict[str, nn.Module], blank: Tensor) -> dict[str, tuple[torch.Size, torch.Size]]:
+    """Shapes of input and output of each block that takes and returns one tensor."""
     found: dict[str, tuple[torch.Size, torch.Size]] = {}
     unfit: set[str] = set()
     versions: dict[str, int] = {}

@@ -76,6 +76,16 @@ class Slots(nn.Module):
         super().__init__()
         self.state = state
 
+    def forward(self, *_: Any) -> Any:
+        """Stop a module that runs all its children, whatever they are.
+
+        Raises:
+            ModelError: Always.
+        """
+        raise ModelError(
+            "a module that runs all its children met its own adapters among them. Name the layers inside it instead."
+        )
+
     def put(self, name: str, part: str, module: nn.Module) -> None:
         """Add one part of the adapter `name`."""
         self._modules[_key(name, part)] = module
