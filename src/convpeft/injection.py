@@ -22,6 +22,7 @@ from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 from convpeft.adapters import Adapter, Module, NormPolicy, Progress
 from convpeft.branching import run_beside
 from convpeft.errors import ModelError
+from convpeft.frozen_norm import frozen_batch_norm
 from convpeft.sites import Site, kind_of, walk
 
 SLOTS = "convpeft"  # name of the submodule that holds a layer's adapters
@@ -159,7 +160,7 @@ class AdaptedLayer(nn.Module):
         if self._convpeft_base.forward is _BatchNorm.forward:
             norm._check_input_dim(args[0])
             weight, bias = effective(self)
-            return F.batch_norm(args[0], norm.running_mean, norm.running_var, weight, bias, False, 0.0, norm.eps)
+            return frozen_batch_norm(args[0], norm.running_mean, norm.running_var, weight, bias, norm.eps)
         self.training = False
         try:
             return self._convpeft_inherited(*args, **kwargs)

@@ -28,7 +28,8 @@ class Lora(Additive, name="lora"):
         alpha: Step size, > 0: scale = alpha / rank, with the rank asked for, also where it was clamped.
             Default: what makes the scale 1, so that changing the rank keeps the step size.
         rslora: Rank-stabilised scale alpha / sqrt(rank) instead.
-        plus_ratio: Learning rate of `up` divided by that of `down`, > 0; LoRA+ proposes 16.
+        plus_ratio: Learning rate of `up` divided by that of `down`, > 0; LoRA+ proposes 16. The rate that is given is
+            that of `down`: lower it with the ratio, or the steps of `up` are too large.
         init: Starting values: `zero` as above; `pissa` starts both factors from the largest singular values and
             vectors of the weight and subtracts that start, so that the layer is unchanged and its principal part is
             trained. The start is stored with the adapter, which is twice as large then.
