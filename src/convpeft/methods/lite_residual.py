@@ -57,7 +57,7 @@ class LiteResidual(Branch, name="lite-residual"):
     kinds: ClassVar[tuple[Kind, ...]] = ("block", "conv")
     refused: ClassVar[Mapping[Kind, str]] = {**Module.refused, "linear": "a linear layer has no spatial axes"}
     default_sites: ClassVar[tuple[str, ...]] = ("block",)
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 2e-3
 
     def __init__(self, site: Site, *, width: int = 32, kernel: int = 5, standardise: bool = True) -> None:
         super().__init__(site)

@@ -18,7 +18,7 @@ class ResidualAdapter(Additive):
     """What both residual adapters have: a matrix `adapter` that starts at zero and has a weight decay of its own."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("conv",)
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 2e-3
 
     def __init__(self, site: Site, shape: tuple[int, int], *, weight_decay: float | None, learned_scale: bool) -> None:
         super().__init__(site, learned_scale=learned_scale)
@@ -48,7 +48,8 @@ class ResidualParallel(ResidualAdapter, name="residual-parallel"):
     weight (out, in/groups, *kernel) frozen | adapter (out, in/groups) zeros
 
     The centre tap of an axis of size k is (k - 1) // 2. With the usual padding (k - 1) / 2 this is the 1x1
-    convolution of the paper; grouped convolutions have one that is block-diagonal in the groups.
+    convolution of the paper, which has one beside every spatial convolution; grouped convolutions have one that is
+    block-diagonal in the groups.
 
     Args:
         weight_decay: Decay of the adapter, >= 0; it pulls the layer back to the base, more so the larger it is, which
@@ -69,7 +70,7 @@ class ResidualParallel(ResidualAdapter, name="residual-parallel"):
         **Module.refused,
         "linear": "a 1x1 convolution beside it is as large as the layer",
     }
-    default_sites: ClassVar[tuple[str, ...]] = ("conv",)
+    default_sites: ClassVar[tuple[str, ...]] = ("spatial",)
 
     def __init__(self, site: Site, *, weight_decay: float | None = None, learned_scale: bool = False) -> None:
         super().__init__(
