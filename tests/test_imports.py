@@ -14,19 +14,21 @@ ROOT = "convpeft"
 
 # Lowest first: a part imports from its own layer and from lower ones.
 LAYERS = (
-    {"errors", "_version", "_torchvision", "catalog"},
+    {"errors", "_version", "_torchvision", "catalog", "writing"},
     {
         "adapters",
         "blocks",
         "branching",
         "convolving",
         "fingerprints",
+        "frozen_norm",
         "heads",
         "injection",
         "kernels",
         "norms",
         "selection",
         "sites",
+        "trials",
     },
     {"methods"},
     {"planning", "adapter_file"},

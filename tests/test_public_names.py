@@ -41,6 +41,7 @@ def train():
 USES = {
     "after_step": "convpeft.after_step(adapted())",
     "attach": "convpeft.attach(network(), 'lora')",
+    "check": "convpeft.check(network(), example=torch.ones(2, 3, 3, 3))",
     "count": "convpeft.count(adapted())",
     "detach": "convpeft.detach(adapted())",
     "disabled": "use(convpeft.disabled(adapted()))",

@@ -193,3 +193,12 @@ def test_saving_changes_nothing(tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     convpeft.save(model, tmp_path / "adapter")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_adapter_of_a_writer_killed_between_two_renames_is_found(tmp_path: Path) -> None:
+    model = adapted()
+    convpeft.save(model, tmp_path / "run" / "adapter")
+    (tmp_path / "run" / "adapter").rename(tmp_path / "run" / ".adapter.convpeft-old")
+    x = torch.randn(1, 3, 8, 8)
+    for path in (tmp_path / "run", tmp_path / "run" / "adapter"):
+        assert torch.equal(convpeft.load(network(), path)(x), model(x))

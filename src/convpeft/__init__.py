@@ -13,6 +13,7 @@ from convpeft._version import __version__
 if TYPE_CHECKING:
     from convpeft.adapters import Adapter, Branch, MethodInfo, list_methods, method_info
     from convpeft.attachment import attach, detach, disabled, old_head, set_active
+    from convpeft.checking import CheckReport, check
     from convpeft.counting import Count, after_step, count, param_groups, penalty, plan_training, trainable_parameters
     from convpeft.errors import AdapterFileError, ConvpeftError, DataError, ModelError, OptionError, RunError
     from convpeft.merging import merge, merged
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "adapters": ("Adapter", "Branch", "MethodInfo", "list_methods", "method_info"),
     "attachment": ("attach", "detach", "disabled", "old_head", "set_active"),
+    "checking": ("CheckReport", "check"),
     "counting": ("Count", "after_step", "count", "param_groups", "penalty", "plan_training", "trainable_parameters"),
     "errors": ("AdapterFileError", "ConvpeftError", "DataError", "ModelError", "OptionError", "RunError"),
     "merging": ("merge", "merged"),
@@ -40,6 +42,7 @@ __all__ = [
     "Adapter",
     "AdapterFileError",
     "Branch",
+    "CheckReport",
     "ConvpeftError",
     "Count",
     "DataError",
@@ -51,6 +54,7 @@ __all__ = [
     "__version__",
     "after_step",
     "attach",
+    "check",
     "count",
     "detach",
     "disabled",

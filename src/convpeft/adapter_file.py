@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +16,7 @@ from torch import Tensor
 
 from convpeft.errors import AdapterFileError
 from convpeft.fingerprints import tensor_digest
+from convpeft.writing import standing, whole_directory
 
 FORMAT = "convpeft-adapter"
 FORMAT_VERSION = 1
@@ -77,8 +75,9 @@ def find_adapter(path: str | Path) -> Path:
     """
     given = Path(path)
     for directory in (given, given / "adapter"):
-        if (directory / CONFIG).is_file():
-            return directory
+        found = standing(directory)
+        if (found / CONFIG).is_file():
+            return found
     raise AdapterFileError(
         f"{given}: holds no adapter, expected a directory with {CONFIG} and {WEIGHTS}, or a run with one."
     )
@@ -93,26 +92,10 @@ def write_adapter(target: Path, config: Mapping[str, Any], tensors: Mapping[str,
     if target.exists() and (not target.is_dir() or any(f.name not in (CONFIG, WEIGHTS) for f in target.iterdir())):
         raise AdapterFileError(f"{target}: exists and is not an adapter, so it is not replaced. Choose another path.")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
+        with whole_directory(target) as work:
             save_file(dict(tensors), work / WEIGHTS, metadata={"format": "pt"})
             whole = dict(config) | {"digest": description_digest(config)}
             (work / CONFIG).write_text(json.dumps(whole, sort_keys=True, ensure_ascii=False), encoding="utf-8")
-            for file in (work / WEIGHTS, work / CONFIG):
-                file.chmod(0o644)
-                with file.open("rb+") as handle:
-                    os.fsync(handle.fileno())
-            work.chmod(0o755)
-            if target.exists():
-                retired = work.with_name(f"{work.name}.old")
-                target.rename(retired)
-                work.rename(target)
-                shutil.rmtree(retired)
-            else:
-                work.rename(target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise AdapterFileError(
             f"{target}: cannot be written ({one_line(error)}). Free space or choose another path."

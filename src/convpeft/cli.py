@@ -180,6 +180,26 @@ def inspect(
     inspect_adapter(path, as_json=as_json)
 
 
+@app.command(no_args_is_help=True)
+def check(
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Network, as in train --model.")] = None,
+    weights: Weights = None,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Check this adapter; without MODEL on the base it names.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Method to check; default: lora.")] = None,
+    random_weights: Annotated[bool, typer.Option(help="Fetch no weights: check the architecture alone.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find out whether an adapter keeps its promises on a network; status 0 only when every check passes."""
+    from convpeft.commands.checking import check_model
+
+    passed = check_model(
+        model, weights=weights, adapter=adapter, method=method, pretrained=not random_weights, as_json=as_json
+    )
+    raise typer.Exit(0 if passed else 1)
+
+
 @app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method, to see its options.")] = None,

@@ -44,6 +44,12 @@ def say(text: str) -> None:
     console.print(_as_text(text), soft_wrap=True)
 
 
+def complain(text: str) -> None:
+    """Print why a command ends, as one line on standard error."""
+    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))  # it may quote a file's words
+    print(f"convpeft: {line}", file=sys.stderr)  # noqa: T201
+
+
 def _as_text(text: str) -> str:
     """Words of a file or of a user: they are no markup, and they do not steer the terminal."""
     return escape("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))

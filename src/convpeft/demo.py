@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,12 +75,12 @@ def _recipe(out: Path, data: str, method: dict[str, Any], *, epochs: int, weight
 
 def _run(recipe: Recipe) -> Result:
     from convpeft.training.results import write_run
-    from convpeft.training.runs import prepare_in, run_prepared
+    from convpeft.training.runs import open_run, run_prepared
 
-    prepared = prepare_in(recipe)
-    with ProgressBar(recipe.train.epochs, len(prepared.dataset.train), lines=False) as bar:
-        result = run_prepared(prepared, Path(recipe.out), resume=False, watcher=bar)
-    write_run(result)
+    with open_run(recipe) as prepared:
+        with ProgressBar(recipe.train.epochs, len(prepared.dataset.train), lines=False) as bar:
+            result = run_prepared(prepared, Path(recipe.out), resume=False, watcher=bar)
+        write_run(result)
     return result
 
 
@@ -123,6 +124,7 @@ def _report(out: Path, results: list[tuple[str, Result, Retention]]) -> None:
         plot_confusion,
         plot_tradeoff,
         write_report,
+        write_whole,
     )
 
     headers = (
@@ -183,8 +185,9 @@ def _report(out: Path, results: list[tuple[str, Result, Retention]]) -> None:
             sections=sections,
         ),
     )
-    with (out / "comparison.csv").open("w", newline="", encoding="utf-8") as handle:
-        csv.writer(handle).writerows([headers, *rows])
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([headers, *rows])
+    write_whole(out / "comparison.csv", text.getvalue().encode())
     say(f"report: {(out / 'report.html').resolve()}")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import convpeft
 from convpeft.training import make_recipe
-from convpeft.training.runs import prepare_in, run_prepared
+from convpeft.training.runs import open_run, run_prepared
 from tiny import CLASSES, draw, files_below, recipe, write_images, write_splits
 
 
@@ -110,8 +110,8 @@ def test_unknown_class_is_refused_by_name(call, run, tmp_path):
 def test_images_of_the_run_given_again_are_split_as_the_run_split_them(call, images, tmp_path):
     """With another seed the test split would hold images that were trained on."""
     values = recipe(images, tmp_path / "run", train__seed=3, train__epochs=1)
-    prepared = prepare_in(make_recipe(values))
-    run_prepared(prepared, tmp_path / "run", resume=False, watcher=None)
+    with open_run(make_recipe(values)) as prepared:
+        run_prepared(prepared, tmp_path / "run", resume=False, watcher=None)
     call("evaluate", tmp_path / "run", "--data", f"folder:{images}", "--out", tmp_path / "e").succeeded()
     with (tmp_path / "e" / "predictions.csv").open() as handle:
         assert {row["image"] for row in csv.DictReader(handle)} == set(prepared.dataset.test.ids)

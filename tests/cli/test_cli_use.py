@@ -116,6 +116,16 @@ def test_merged_weights_predict_the_same_without_convpeft_on_the_model(call, run
     assert not any("convpeft" in key for key in plain.state_dict())
 
 
+def test_merge_that_fails_leaves_nothing_and_says_why(call, run, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    line = call("merge", run, "--out", tmp_path / "merged.safetensors").failed(1)
+    assert "merged.safetensors: cannot be written ([Errno 28] No space left on device). Free space" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_merged_file_tells_classes_and_preprocessing(call, run, tmp_path):
     call("merge", run, "--out", tmp_path / "merged.safetensors").succeeded()
     with safe_open(tmp_path / "merged.safetensors", framework="pt") as file:

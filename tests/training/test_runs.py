@@ -18,14 +18,14 @@ from convpeft.evaluation.inference import evaluate_split, load_classifier
 from convpeft.training import make_recipe, prepare_run, read_recipe
 from convpeft.training.preparing import batches, class_weights, load_recipe_data, settle
 from convpeft.training.results import Result
-from convpeft.training.runs import prepare_in, run_prepared
+from convpeft.training.runs import open_run, run_prepared
 from tiny import CLASSES, draw, files_below, recipe, write_images, write_splits
 
 
 def quick(values: dict, *, resume: bool = False, watcher=None) -> Result:
     """Train and save without figures and report, which take most of a tiny run's time."""
-    prepared = prepare_in(make_recipe(values), resume=resume)
-    return run_prepared(prepared, Path(values["out"]), resume=resume, watcher=watcher)
+    with open_run(make_recipe(values), resume=resume) as prepared:
+        return run_prepared(prepared, Path(values["out"]), resume=resume, watcher=watcher)
 
 
 def adapter_bytes(out: Path) -> dict[str, bytes]:

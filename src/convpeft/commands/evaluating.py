@@ -30,7 +30,7 @@ def evaluate_path(
     from convpeft.data import load_data
     from convpeft.evaluation import classification_metrics
     from convpeft.evaluation.inference import evaluate_split, load_classifier
-    from convpeft.reporting import Code, ReportContent, format_interval, write_report
+    from convpeft.reporting import Code, ReportContent, format_interval, write_report, write_whole
     from convpeft.reporting.sections import classification_sections
     from convpeft.training.results import gallery, write_plots, write_predictions
 
@@ -65,8 +65,7 @@ def evaluate_path(
         facts["against"] = _compare(path, against, truth, predictions.correct)
     target = out if out is not None else (path / "evaluation" / _slug(f"{who}-{split}-{spec}") if recipe else None)
     if target is not None:
-        target.mkdir(parents=True, exist_ok=True)
-        (target / "metrics.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(target / "metrics.json", (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
         write_plots(target, metrics, [])
         write_predictions(target / "predictions.csv", images.ids, classes, predictions)
         accuracy = format_interval(metrics.accuracy, metrics.accuracy_interval)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
-from convpeft.console import ProgressBar, command_line, plain, print_json, say, show_table
+from convpeft.console import ProgressBar, command_line, complain, plain, print_json, say, show_table
 from convpeft.training.recipe import Recipe
 
 
@@ -14,26 +15,31 @@ def train_recipe(recipe: Recipe, *, resume: bool, as_json: bool) -> None:
     from convpeft.counting import count
     from convpeft.training.processes import is_main
     from convpeft.training.results import write_run
-    from convpeft.training.runs import prepare_in, run_prepared
+    from convpeft.training.runs import open_run, run_prepared
+    from convpeft.training.stopping import Stopped
 
-    prepared = prepare_in(recipe, resume=resume)
-    recipe = prepared.recipe
-    images = len(prepared.dataset.train)
-    main = is_main()
-    if main and not as_json:
-        numbers = count(prepared.model)
-        classes = len(prepared.dataset.classes)
-        say(
-            f"{recipe.model.source}, {recipe.method.name}: {numbers.trainable:,} parameters trained "
-            f"({numbers.share:.2%} of {numbers.base:,}); {images:,} images of {classes} classes"
-        )
-        for note in prepared.notes:
-            say(f"note: {note}")
-    with ProgressBar(recipe.train.epochs, images, quiet=as_json or not main) as bar:
-        result = run_prepared(prepared, Path(recipe.out), resume=resume, watcher=bar)
-    if not main:
-        return
-    write_run(result, command_line())
+    with open_run(recipe, resume=resume) as prepared:
+        recipe = prepared.recipe
+        images = len(prepared.dataset.train)
+        main = is_main()
+        if main and not as_json:
+            numbers = count(prepared.model)
+            classes = len(prepared.dataset.classes)
+            say(
+                f"{recipe.model.source}, {recipe.method.name}: {numbers.trainable:,} parameters trained "
+                f"({numbers.share:.2%} of {numbers.base:,}); {images:,} images of {classes} classes"
+            )
+            for note in prepared.notes:
+                say(f"note: {note}")
+        try:
+            with ProgressBar(recipe.train.epochs, images, quiet=as_json or not main) as bar:
+                result = run_prepared(prepared, Path(recipe.out), resume=resume, watcher=bar)
+        except Stopped as stop:
+            complain(f"{stop}. Go on with `convpeft train --resume {shlex.quote(recipe.out)}`.")
+            raise SystemExit(stop.status) from None
+        if not main:
+            return
+        write_run(result, command_line())
     if as_json:
         print((result.out / "metrics.json").read_text(encoding="utf-8"), end="")  # noqa: T201
         return

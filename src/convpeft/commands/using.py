@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convpeft.console import print_json, say
-from convpeft.errors import OptionError
+from convpeft.errors import OptionError, RunError
 
 
 def predict_images(path: Path, images: Sequence[Path], *, top: int, weights: Path | None, as_json: bool) -> None:
@@ -37,10 +37,13 @@ def predict_images(path: Path, images: Sequence[Path], *, top: int, weights: Pat
 
 def merge_run(path: Path, out: Path, *, weights: Path | None) -> None:
     """Write the merged weights as one safetensors file."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    from convpeft.adapter_file import one_line
     from convpeft.evaluation.inference import load_classifier
     from convpeft.merging import merge
+    from convpeft.writing import whole_file
 
     if out.suffix != ".safetensors":
         raise OptionError(f"--out {out}: expected a name that ends in .safetensors.")
@@ -54,11 +57,10 @@ def merge_run(path: Path, out: Path, *, weights: Path | None) -> None:
         "preprocessing": json.dumps(classifier.preprocessing.to_dict()),
     }
     tensors = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = out.with_name(f".{out.name}.new")
     try:
-        save_file(tensors, work, metadata=told)
-        work.replace(out)
-    finally:
-        work.unlink(missing_ok=True)
+        with whole_file(out) as work:
+            save_file(tensors, work, metadata=told)
+    except (OSError, SafetensorError) as error:
+        why = one_line(error)
+        raise RunError(f"--out {out}: cannot be written ({why}). Free space or give another name.") from None
     say(f"{out}: {len(tensors)} tensors, {len(classifier.classes)} classes")

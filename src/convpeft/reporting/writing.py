@@ -1,13 +1,11 @@
-"""Write a whole file or nothing."""
+"""Write a file of a report whole or not at all, and say in one line why not."""
 
 from __future__ import annotations
 
-import os
-import secrets
-from contextlib import suppress
 from pathlib import Path
 
 from convpeft.errors import RunError
+from convpeft.writing import write_file
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
@@ -18,21 +16,10 @@ def write_whole(path: str | Path, content: bytes) -> None:
     Raises:
         RunError: If the file cannot be written.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(target)
+        write_file(path, content)
     except OSError as error:
         raise RunError(
-            f"Cannot write {target}: {error.strerror or error}. "
+            f"Cannot write {path}: {error.strerror or error}. "
             "Check that the folder exists, is writable and has space left."
         ) from error
-    finally:
-        # It is gone after a success; after a failure, that failure is the one to report.
-        with suppress(OSError):
-            temporary.unlink()

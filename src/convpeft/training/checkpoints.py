@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
+import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from convpeft.errors import RunError
 from convpeft.injection import adapted_layers, slots_of
+from convpeft.writing import whole_directory
 
 _TENSORS = "state.safetensors"
 _FACTS = "state.json"
@@ -29,6 +30,7 @@ class Checkpoint:
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
+    damaged: Path | None = None  # the newer checkpoint that could not be read, so that this one was
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -64,11 +66,20 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str,
                 tensors[f"optimizer/{index}/{key}"] = value
             else:
                 scalars[f"{index}/{key}"] = value
+    for index, parameter in enumerate(_parameters(optimizer)):
+        if parameter.grad is not None:  # between the batches of a step
+            tensors[f"gradient/{index}"] = parameter.grad
     tensors["random/torch"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random/cuda"] = torch.cuda.get_rng_state()
     plain = {key: value.detach().to("cpu").contiguous().clone() for key, value in tensors.items()}
-    return Checkpoint(plain, facts | {"optimizer": scalars})
+    return Checkpoint(plain, facts | {"optimizer": scalars, "surroundings": surroundings()})
+
+
+def surroundings() -> dict[str, str]:
+    """What the last bits of a training depend on beside its recipe."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {"torch": torch.__version__, "threads": str(torch.get_num_threads()), "device": device}
 
 
 def reinstate(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -89,6 +100,9 @@ def reinstate(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.O
         states.setdefault(int(index), {})[name] = value
     current = optimizer.state_dict()
     optimizer.load_state_dict({"state": states, "param_groups": current["param_groups"]})
+    for index, parameter in enumerate(_parameters(optimizer)):
+        gradient = prefixed.get(f"gradient/{index}")
+        parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
     torch.set_rng_state(prefixed["random/torch"])
     if torch.cuda.is_available() and "random/cuda" in prefixed:
         torch.cuda.set_rng_state(prefixed["random/cuda"])
@@ -101,20 +115,11 @@ def write_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
     Raises:
         RunError: If it cannot be written.
     """
-    work, previous = directory.with_name(f".{directory.name}.new"), directory.with_name(f"{directory.name}.previous")
     try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        save_file(checkpoint.tensors, work / _TENSORS)
-        digest = _digest(work / _TENSORS, checkpoint.facts)
-        (work / _FACTS).write_text(json.dumps(checkpoint.facts | {"digest": digest}), encoding="utf-8")
-        for file in (work / _TENSORS, work / _FACTS):
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
-        if directory.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-            directory.rename(previous)
-        work.rename(directory)
+        with whole_directory(directory, keep_as=_previous(directory)) as work:
+            save_file(checkpoint.tensors, work / _TENSORS)
+            digest = _digest(work / _TENSORS, checkpoint.facts)
+            (work / _FACTS).write_text(json.dumps(checkpoint.facts | {"digest": digest}), encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise RunError(f"{directory}: cannot write the checkpoint ({error}). Free space and resume.") from None
 
@@ -122,20 +127,35 @@ def write_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
 def read_checkpoint(directory: Path) -> Checkpoint | None:
     """The checkpoint, or the previous one where it is missing or damaged; None where there is neither.
 
+    The previous one names the damaged one, so that whoever goes on with it can say so.
+
     Raises:
         RunError: If there are checkpoints and none of them is whole.
     """
-    found = [each for each in (directory, directory.with_name(f"{directory.name}.previous")) if each.is_dir()]
+    found = [each for each in (directory, _previous(directory)) if each.is_dir()]
     for each in found:
         try:
             facts = json.loads((each / _FACTS).read_text(encoding="utf-8"))
             if facts.pop("digest") == _digest(each / _TENSORS, facts):
-                return Checkpoint(load_file(each / _TENSORS), facts)
+                return Checkpoint(load_file(each / _TENSORS), facts, None if each == found[0] else found[0])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError):
             continue
     if found:
         raise RunError(f"{directory}: neither the checkpoint nor the previous one is whole. Start the run anew.")
     return None
+
+
+def discard_checkpoint(directory: Path) -> None:
+    """Remove a damaged checkpoint, so that the next one does not push out the good one before it."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _previous(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}.previous")
 
 
 def _digest(tensors: Path, facts: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, cast
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convpeft.counting import after_step, param_groups, penalty, plan_training, trainable_parameters
 from convpeft.errors import ModelError, OptionError, RunError
 from convpeft.evaluation import predict_logits
-from convpeft.training.history import Epoch, Watcher
+from convpeft.training.history import Epoch, Position, Watcher
 from convpeft.training.objective import logits_of, lwf_loss
 from convpeft.training.processes import on_cpu, share_buffers
 from convpeft.training.recipe import TrainSection
@@ -72,6 +72,15 @@ class Engine:
         """Where the model is."""
         return cast(torch.device, self.accelerator.device)
 
+    def scaler_state(self) -> dict[str, Any] | None:
+        """State of the gradient scaler; None where the precision needs none."""
+        return None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
+
+    def restore_scaler(self, state: dict[str, Any] | None) -> None:
+        """Put the gradient scaler's state back."""
+        if state and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state)
+
     def close(self) -> None:
         """Take everything off the model that accelerate put on it; its own unwrapping leaves a forward behind."""
         self.accelerator.free_memory()
@@ -80,32 +89,54 @@ class Engine:
         if self._own_forward is not None:
             self._model.__dict__["forward"] = self._own_forward
 
-    def run_epoch(self, number: int, val_batches: Iterable[Batch], watcher: Watcher | None) -> Epoch:
-        """Train for one epoch, validate, and say what it came to.
+    def run_epoch(
+        self,
+        start: Position,
+        val_batches: Iterable[Batch],
+        *,
+        watcher: Watcher | None = None,
+        at_rest: Callable[[Position], None] | None = None,
+    ) -> Epoch:
+        """Train for one epoch, or for the rest of one, validate, and say what it came to.
+
+        Args:
+            start: The epoch, and how far it is already.
+            val_batches: Batches to measure it on.
+            watcher: Is told of batches.
+            at_rest: Is called after each batch, when the state is whole, with how far the epoch is.
 
         Raises:
             RunError: If the loss is not finite, naming epoch and batch.
         """
-        began = time.perf_counter()
-        loss, accuracy, images = self._train(number, watcher)
-        seconds = time.perf_counter() - began
+        number = start.epoch
+        end = self._train(start, watcher, at_rest)
+        loss, accuracy, images = self._reduce(end)
         share_buffers(self._model)
         try:
-            val_loss, val_accuracy = validate(self._model, val_batches, self.device)
+            val_loss, val_accuracy = validate(self._model, _paused(val_batches, end, at_rest), self.device)
         except ModelError as error:
             raise RunError(f"validation after epoch {number}: {error}") from None
         rate = float(self.optimizer.param_groups[0]["lr"])
-        return Epoch(number, loss, accuracy, val_loss, val_accuracy, rate, seconds, images / seconds)
+        return Epoch(number, loss, accuracy, val_loss, val_accuracy, rate, end.seconds, images / end.seconds)
 
-    def _train(self, number: int, watcher: Watcher | None) -> tuple[float, float, int]:
-        """Mean loss, accuracy and number of images of one pass over the training batches."""
+    def _train(
+        self,
+        start: Position,
+        watcher: Watcher | None,
+        at_rest: Callable[[Position], None] | None,
+    ) -> Position:
+        """Train on the batches of an epoch that are left; where that ends."""
+        number, steps = start.epoch, self._steps_an_epoch
         self._batches.set_epoch(number)
         self._wrapped.train()
-        done, steps = (number - 1) * self._steps_an_epoch, self._steps_an_epoch
-        plan_training(self._model, epochs=self._settings.epochs, steps_per_epoch=steps, steps_done=done)
-        seen, loss_sum, right = 0, 0.0, 0
-        for index, (images, labels, _) in enumerate(self._loader):
-            self._set_rates((number - 1) * self._steps_an_epoch + index // self._settings.accumulate)
+        taken = self._steps_before(number, start.batches)
+        plan_training(self._model, epochs=self._settings.epochs, steps_per_epoch=steps, steps_done=taken)
+        at, seen, loss_sum, right = start, start.images, start.loss_sum, start.right
+        began = time.perf_counter() - start.seconds
+        if start.batches:
+            self._set_rates((number - 1) * steps + (start.batches - 1) // self._settings.accumulate)
+        for index, (images, labels, _) in enumerate(self._rest(start.batches), start.batches):
+            self._set_rates((number - 1) * steps + index // self._settings.accumulate)
             logits = logits_of(self._wrapped(images))
             loss = self._criterion(logits.float(), labels)
             extra = penalty(self._model)
@@ -124,7 +155,27 @@ class Engine:
             right += int((logits.detach().argmax(1) == labels).sum())
             if watcher is not None:
                 watcher.step(number, count, loss_sum / seen, right / seen)
-        sums = torch.tensor([seen, loss_sum, right], dtype=torch.float64, device=self.device)
+            at = Position(number, index + 1, seen, loss_sum, right, time.perf_counter() - began)
+            if at_rest is not None:
+                at_rest(at)
+        return at
+
+    def _rest(self, done: int) -> Iterable[Batch]:
+        """Batches of the epoch after the first `done`; those are not even read."""
+        if done == len(self._loader):
+            return ()
+        return self.accelerator.skip_first_batches(self._loader, done) if done else self._loader
+
+    def _steps_before(self, number: int, batches: int) -> int:
+        """Optimiser steps before a batch of an epoch; its last step may have fewer batches."""
+        full = batches == len(self._loader)
+        return (number - 1) * self._steps_an_epoch + (
+            self._steps_an_epoch if full else batches // self._settings.accumulate
+        )
+
+    def _reduce(self, end: Position) -> tuple[float, float, int]:
+        """Mean loss, accuracy and number of images over all processes."""
+        sums = torch.tensor([end.images, end.loss_sum, end.right], dtype=torch.float64, device=self.device)
         total, loss_total, right_total = cast(Tensor, self.accelerator.reduce(sums, reduction="sum")).tolist()
         return loss_total / max(total, 1), right_total / max(total, 1), int(total)
 
@@ -155,6 +206,14 @@ def schedule(step: int, total: int, settings: TrainSection) -> float:
     if settings.schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def _paused(batches: Iterable[Batch], end: Position, at_rest: Callable[[Position], None] | None) -> Iterator[Batch]:
+    """Batches of the validation split; it changes nothing, so before each the epoch's training is simply over."""
+    for batch in batches:
+        if at_rest is not None:
+            at_rest(end)
+        yield batch
 
 
 def validate(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> tuple[float, float]:

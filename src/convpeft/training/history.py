@@ -22,6 +22,18 @@ class Epoch:
 
 
 @dataclass(frozen=True)
+class Position:
+    """How far an epoch is: batches trained on, and what they came to. Time in seconds."""
+
+    epoch: int
+    batches: int = 0
+    images: int = 0
+    loss_sum: float = 0.0
+    right: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Fit:
     """Outcome of the loop; the model holds the best epoch's adapter."""
 

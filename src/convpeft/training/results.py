@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import platform
 import resource
@@ -36,6 +37,7 @@ from convpeft.reporting import (
     save_figure,
     write_confusion_csv,
     write_report,
+    write_whole,
 )
 from convpeft.reporting.sections import classification_sections, curves_section, headline, mistakes_section
 from convpeft.training.history import Fit
@@ -95,12 +97,13 @@ def write_metrics(result: Result, command: Sequence[str] | None = None) -> dict[
         "notes": list(result.notes),
         "versions": versions(),
     }
-    (out / "metrics.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(out / "metrics.json", (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
     rows = [asdict(row) for row in result.fit.history]
-    with (out / "metrics.csv").open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(out / "metrics.csv", text.getvalue().encode())
     write_predictions(out / "predictions.csv", result.dataset.test.ids, result.dataset.classes, result.predictions)
     return facts
 
@@ -108,12 +111,13 @@ def write_metrics(result: Result, command: Sequence[str] | None = None) -> dict[
 def write_predictions(path: Path, ids: Sequence[str], classes: Sequence[str], predictions: Predictions) -> None:
     """One line an image: id, true class, predicted class, its probability."""
     confidence = predictions.probabilities.max(axis=1)
-    with path.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(["image", "label", "predicted", "probability"])
-        rows = zip(predictions.index, predictions.labels, predictions.predicted, confidence, strict=True)
-        for index, label, predicted, sure in rows:
-            writer.writerow([ids[index], classes[label], classes[predicted], f"{sure:.6f}"])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["image", "label", "predicted", "probability"])
+    rows = zip(predictions.index, predictions.labels, predictions.predicted, confidence, strict=True)
+    for index, label, predicted, sure in rows:
+        writer.writerow([ids[index], classes[label], classes[predicted], f"{sure:.6f}"])
+    write_whole(path, text.getvalue().encode())
 
 
 def peak_memory() -> int:

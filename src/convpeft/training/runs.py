@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,17 @@ from convpeft.data import find_duplicates
 from convpeft.errors import OptionError, RunError
 from convpeft.evaluation import classification_metrics, predict_logits
 from convpeft.storage import save
+from convpeft.training.checkpoints import read_checkpoint, surroundings
 from convpeft.training.history import Watcher
-from convpeft.training.loop import fit
+from convpeft.training.locking import LOCK, lock_run
+from convpeft.training.loop import LAST, fit
 from convpeft.training.preparing import Prepared, class_weights, prepare_run, settle
 from convpeft.training.processes import is_main, wait_for_all
 from convpeft.training.recipe import Recipe, make_recipe, read_recipe
 from convpeft.training.results import Result, peak_memory, write_run
+from convpeft.writing import remove_leftovers, write_file
 
-RECIPE = "recipe.toml"
+RECIPE, CHECKPOINTS = "recipe.toml", "checkpoints"
 
 
 def train(
@@ -41,31 +46,65 @@ def train(
         DataError: If the data cannot be read.
         ModelError: If the model cannot be built or adapted.
         RunError: If the directory is in use, or training breaks down.
+        KeyboardInterrupt: If SIGINT came while training; the state is saved, to be resumed.
+        SystemExit: If SIGTERM came while training; the state is saved, to be resumed.
     """
     checked = as_recipe(recipe)
-    prepared = prepare_in(checked, resume=resume)
-    result = run_prepared(prepared, Path(checked.out), resume=resume, watcher=watcher)
-    if is_main():
-        write_run(result)
+    with open_run(checked, resume=resume) as prepared:
+        result = run_prepared(prepared, Path(checked.out), resume=resume, watcher=watcher)
+        if is_main():
+            write_run(result)
     return result
 
 
-def prepare_in(recipe: Recipe, *, resume: bool = False) -> Prepared:
-    """Prepare a run and make its directory, with the recipe in it; nothing is left behind if anything fails."""
+@contextmanager
+def open_run(recipe: Recipe, *, resume: bool = False) -> Generator[Prepared]:
+    """Prepare a run and hold its directory, with the recipe in it, for the time of the block.
+
+    Nothing is left behind if the preparation fails.
+
+    Raises:
+        RunError: If the directory is another run's, or another process trains into it.
+    """
     recipe, out = settle(recipe), Path(recipe.out)
-    if is_main():
-        _claim(out, recipe, resume=resume)
-    wait_for_all()
-    prepared = prepare_run(recipe)
-    _ = prepared.batches  # pictures that cannot be read are found here
-    if not is_main():
-        return prepared
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error.strerror}). Choose another --out.") from None
-    return prepared
+    with ExitStack() as held:
+        notes: list[str] = []
+        locked = False
+        if is_main():
+            _claim(out, recipe, resume=resume)
+            if out.is_dir():
+                notes, locked = _take(out, held), True
+        wait_for_all()
+        prepared = prepare_run(recipe)
+        prepared = dataclasses.replace(prepared, notes=(*notes, *prepared.notes))
+        _ = prepared.batches  # pictures that cannot be read are found here
+        if is_main():
+            try:
+                if not locked:
+                    out.mkdir(parents=True, exist_ok=True)
+                    _take(out, held)
+                    _claim(out, recipe, resume=resume)  # another process may have been faster
+                write_file(out / RECIPE, recipe.to_toml().encode())
+            except OSError as error:
+                raise RunError(f"{out}: cannot be written ({error.strerror}). Choose another --out.") from None
+        yield prepared
+
+
+def _take(out: Path, held: ExitStack) -> list[str]:
+    """Lock a directory, clear what killed writers have left, and say what is found of a run before."""
+    notes = [held.enter_context(lock_run(out))]
+    remove_leftovers(out)
+    found = read_checkpoint(out / CHECKPOINTS / LAST)
+    if found is not None and found.damaged is not None:
+        notes.append(f"{found.damaged}: is damaged. The run goes on from the checkpoint before it.")
+    now = surroundings()
+    before = now if found is None else found.facts.get("surroundings", now)
+    notes += [
+        f"the run was begun with {key} {before[key]} and goes on with {value}: its last bits may differ."
+        for key, value in now.items()
+        if before[key] != value
+    ]
+    return [note for note in notes if note is not None]
 
 
 def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
@@ -92,7 +131,7 @@ def run_prepared(prepared: Prepared, out: Path, *, resume: bool, watcher: Watche
         served["val"],
         recipe.train,
         class_weights=class_weights(dataset, recipe),
-        checkpoints=out / "checkpoints",
+        checkpoints=out / CHECKPOINTS,
         resume=resume,
         watcher=watcher,
     )
@@ -122,7 +161,7 @@ def run_prepared(prepared: Prepared, out: Path, *, resume: bool, watcher: Watche
 
 def _claim(out: Path, recipe: Recipe, *, resume: bool) -> None:
     """Refuse a directory that holds something, unless it is this very run's and is to be resumed."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and all(each.name == LOCK for each in out.iterdir())):
         return
     if not resume:
         raise RunError(f"{out}: exists already. Give another --out, or --resume to go on with it.")
