@@ -19,8 +19,8 @@ class CatalogEntry:
 def read_catalog() -> tuple[CatalogEntry, ...]:
     """One entry a method, sorted by name.
 
-    >>> [entry.options for entry in read_catalog() if entry.name == "lora"]
-    [('rank', 'alpha', 'rslora')]
+    >>> [entry.options for entry in read_catalog() if entry.name == "cp"]
+    [('rank', 'alpha', 'learned_scale')]
     """
     entries: list[CatalogEntry] = []
     for file in sorted((Path(__file__).parent / "methods").glob("*.py")):
