@@ -138,7 +138,7 @@ def write_miniature(root: Path, task: Any) -> None:
 @pytest.mark.slow
 def test_miniature_runs_and_goes_on_where_it_stopped(tmp_path: Path, plan: ModuleType):
     write_miniature(tmp_path, plan.TASKS["pneumonia"])
-    names = ("probe", "lora", "lora, plus_ratio 16")
+    names = ("probe", "lora", "lora, plus_ratio 16, lr / 4")
     words = ["--data", tmp_path, "--results", tmp_path, "--only", "pneumonia", "--methods", *names]
     first = run("run", *words)
     assert first.returncode == 0, first.stderr
