@@ -100,3 +100,20 @@ def test_input_is_kept_where_the_norm_is_trained() -> None:
     grads = {name: p.grad for name, p in model.named_parameters() if "norm-tuning" in name}
     assert len(grads) == 2
     assert all(grad is not None and grad.abs().sum() > 0 for grad in grads.values())
+
+
+def test_timms_norm_with_activation_keeps_its_numbers_and_not_its_input() -> None:
+    from timm.layers import BatchNormAct2d
+
+    torch.manual_seed(0)
+    norm = BatchNormAct2d(8, drop_layer=nn.Identity, act_layer=nn.Hardswish)
+    nn.init.normal_(norm.running_mean)
+    nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.Flatten(), nn.Linear(8 * 36, 2))
+    x = torch.randn(2, 3, 8, 8)
+    expected = model.eval()(x)
+    adapted = convpeft.attach(model, "lora", rank=2).train()
+    assert torch.equal(adapted(x), expected)
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardswish(), nn.Flatten(), nn.Linear(8 * 36, 2))
+    without = saved_bytes(convpeft.attach(plain, "lora", rank=2).train(), x)
+    assert saved_bytes(adapted, x) <= without + 8 * 4 * 4  # a few numbers a channel

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 _GRAD_OF_INPUT = [True, False, False]
+
+
+def steps_behind(norm: type[nn.Module]) -> tuple[str, ...] | None:
+    """Submodules that a class of norm runs on the normalised numbers; None where its forward is not known.
+
+    timm's norms hold dropout and activation; timm is not imported for that.
+    """
+    if norm.forward is _BatchNorm.forward:
+        return ()
+    timm = sys.modules.get("timm.layers.norm_act")
+    known = timm is not None and norm.forward is timm.BatchNormAct2d.forward
+    return ("drop", "act") if known else None
 
 
 def frozen_batch_norm(

@@ -16,13 +16,13 @@ from typing import Any, ClassVar, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
 from convpeft.adapters import Adapter, Module, NormPolicy, Progress
 from convpeft.branching import run_beside
 from convpeft.errors import ModelError
-from convpeft.frozen_norm import frozen_batch_norm
+from convpeft.frozen_norm import frozen_batch_norm, steps_behind
 from convpeft.sites import Site, kind_of, walk
 
 SLOTS = "convpeft"  # name of the submodule that holds a layer's adapters
@@ -157,10 +157,14 @@ class AdaptedLayer(nn.Module):
         norm = cast(Any, self)
         if norm.running_mean is None:
             return self._convpeft_inherited(*args, **kwargs)
-        if self._convpeft_base.forward is _BatchNorm.forward:
+        behind = steps_behind(self._convpeft_base)
+        if behind is not None:
             norm._check_input_dim(args[0])
             weight, bias = effective(self)
-            return frozen_batch_norm(args[0], norm.running_mean, norm.running_var, weight, bias, norm.eps)
+            output = frozen_batch_norm(args[0], norm.running_mean, norm.running_var, weight, bias, norm.eps)
+            for name in behind:
+                output = getattr(norm, name)(output)
+            return output
         self.training = False
         try:
             return self._convpeft_inherited(*args, **kwargs)
