@@ -296,7 +296,11 @@ def _compose(parts: list[Adapter], weight: Tensor, bias: Tensor | None) -> tuple
     new_bias = None if bias is None else bias.to(wide)
     for part in parts:
         new_weight, new_bias = part(new_weight, new_bias)
-    return from_canonical(new_weight, site).to(dtype), None if new_bias is None else new_bias.to(dtype)
+    new_weight = from_canonical(new_weight, site).to(dtype)
+    if site.transposed and weight.is_contiguous() and new_weight.stride() != weight.stride():
+        # PyTorch chooses the layout of the output by the weight's strides, and later sums round by that layout
+        new_weight = new_weight.clone(memory_format=torch.contiguous_format)
+    return new_weight, None if new_bias is None else new_bias.to(dtype)
 
 
 def to_canonical(weight: Tensor, site: Site) -> Tensor:
