@@ -101,3 +101,21 @@ def test_mistakes_in_a_mix_are_named(method: str, options: dict, message: str) -
 def test_methods_that_share_no_norm_policy_are_refused() -> None:
     with pytest.raises(convpeft.OptionError, match="'bitfit' contradicts norm='train'"):
         convpeft.attach(network(), "lora+bitfit", norm="train")
+
+
+def test_path_that_begins_like_the_word_block_starts_no_trial_run() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.Sequential(Stage(), Stage())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("the model was run")
+
+    class Stage(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+    model = convpeft.attach(Named(), "lora", include="blocks.1")
+    assert set(convpeft.count(model).layers) == {"blocks.1.a", "blocks.1.b"}

@@ -83,7 +83,7 @@ def attach(
     state = state_of(model) or State()
     _check_request(state, name, num_classes, rank_policy)
     known = all_sites(model, head=head)
-    if any("block" in request.form.kinds or "block" in (request.include or ()) for request in requests):
+    if any("block" in request.form.kinds or "block" in request.patterns for request in requests):
         known += find_blocks(model)
     parts, skipped = plan_parts(
         model,

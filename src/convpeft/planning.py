@@ -16,7 +16,7 @@ from convpeft.heads import FreshHead
 from convpeft.injection import HEAD, AdaptedLayer, NormStatistics, effective, to_canonical
 from convpeft.methods.full import Full
 from convpeft.norms import norms_with_statistics
-from convpeft.selection import choose
+from convpeft.selection import as_tuple, choose
 from convpeft.sites import Site, find_head
 
 RankPolicy = Literal["clamp", "error", "skip"]
@@ -38,6 +38,11 @@ class Request:
     def name(self) -> str:
         """Name of the method."""
         return self.method.method_name
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The patterns of `include`, none where the method's own sites are meant."""
+        return as_tuple(self.include or ())
 
     @property
     def form(self) -> type[Module]:
@@ -206,18 +211,13 @@ def _choose_sites(cls: type[Module], known: Sequence[Site], request: Request) ->
     return tuple(  # a block's path names its layers too, but a branch on the block stands for them
         site
         for site in fitting
-        if site.path in _patterns(request) or not any(site.path.startswith(block) for block in blocks)
+        if site.path in request.patterns or not any(site.path.startswith(block) for block in blocks)
     )
-
-
-def _patterns(request: Request) -> tuple[str, ...]:
-    """The patterns of `include`, among them the paths."""
-    return (request.include,) if isinstance(request.include, str) else tuple(request.include or ())
 
 
 def _refuse_kinds(cls: type[Module], known: Sequence[Site], request: Request) -> None:
     """Raise where a layer is named that the method cannot sit on; a pattern may catch such layers by the way."""
-    for pattern in _patterns(request):
+    for pattern in request.patterns:
         sites = [site for site in known if site.matches(pattern)]
         if any(site.kind in cls.kinds for site in sites) or not sites:
             continue

@@ -44,7 +44,7 @@ def select(
     """
     sites = all_sites(model, head=head)
     if include is not None:
-        if "block" in _as_tuple(include):
+        if "block" in as_tuple(include):
             sites += find_blocks(model)
         return choose(sites, include, exclude)
     return choose(sites, ("conv", "linear"), exclude, without=("head",), lenient=True)
@@ -59,7 +59,7 @@ def choose(
     lenient: bool = False,
 ) -> tuple[Site, ...]:
     """Filter sites by patterns; a pattern that names nothing is an error (`lenient`: unless it is in `include`)."""
-    wanted, unwanted = _as_tuple(include), _as_tuple(exclude or ())
+    wanted, unwanted = as_tuple(include), as_tuple(exclude or ())
     for where, patterns in (("include", () if lenient else wanted), ("exclude", unwanted)):
         for pattern in patterns:
             if not any(site.matches(pattern) for site in sites):
@@ -74,7 +74,8 @@ def choose(
     )
 
 
-def _as_tuple(patterns: Sequence[str] | str) -> tuple[str, ...]:
+def as_tuple(patterns: Sequence[str] | str) -> tuple[str, ...]:
+    """One pattern or several, as several."""
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
