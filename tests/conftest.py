@@ -1,6 +1,7 @@
 """What every test stands on: one thread, importable torchvision, hypothesis profiles and the real data."""
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 # One thread, here and in processes that tests start: sums are bit-identical and workers do not compete.
@@ -15,6 +16,7 @@ import torch
 
 # Before anything imports torchvision, which fails beside a CPU build of torch without it.
 import convpeft._torchvision  # noqa: F401
+import measuring
 
 torch.set_num_threads(1)
 
@@ -42,7 +44,7 @@ DATA_VARIABLE = "CONVPEFT_DATA"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses `data_root`, and skip what is marked for data or a GPU where there is none."""
+    """Mark what uses `data_root`, skip what is marked for data or a GPU where there is none, and note promises."""
     no_data = pytest.mark.skip(reason=f"{DATA_VARIABLE} is not set")
     no_gpu = pytest.mark.skip(reason="no CUDA device")
     for item in items:
@@ -50,8 +52,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("data")
         if item.get_closest_marker("data") and not os.environ.get(DATA_VARIABLE):
             item.add_marker(no_data)
+        promises = sorted({each for mark in item.iter_markers("promise") for each in mark.args})
+        item.user_properties.append((measuring.PROMISES, promises))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(no_gpu)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Put the figures that a test notes on its way beside its outcome."""
+    with measuring.collecting() as figures:
+        try:
+            return (yield)
+        finally:
+            item.user_properties.append((measuring.FIGURES, dict(figures)))
 
 
 @pytest.fixture(scope="session")

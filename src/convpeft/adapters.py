@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import inspect
@@ -261,12 +262,17 @@ class MethodInfo:
 
 def load_methods() -> Mapping[str, type[Module]]:
     """Import every file of `convpeft.methods` and every installed entry point; return the registry."""
+    _import_methods()
+    return METHODS
+
+
+@functools.cache  # looking for files and entry points takes longer than attaching
+def _import_methods() -> None:
     package = importlib.import_module("convpeft.methods")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
     for entry in importlib.metadata.entry_points(group="convpeft.methods"):
         entry.load()
-    return METHODS
 
 
 def list_methods() -> tuple[str, ...]:

@@ -15,7 +15,11 @@ from contract.networks import Plan, plans, randomise, relative_error
 from convpeft.adapters import Branch
 from convpeft.injection import adapted_layers, slots_of
 
-pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore:Using padding='same'")]
+pytestmark = [
+    pytest.mark.contract,
+    pytest.mark.promise("C09"),
+    pytest.mark.filterwarnings("ignore:Using padding='same'"),
+]
 
 FLOAT32_TOLERANCE = 1e-5  # promises.md
 

@@ -11,8 +11,13 @@ from torch import Tensor, nn
 import convpeft
 from contract.methods_under_test import FEWER, METHODS, attach_anything, train_steps
 from contract.networks import Plan, plans, randomise
+from measuring import counted
 
-pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore:Using padding='same'")]
+pytestmark = [
+    pytest.mark.contract,
+    pytest.mark.promise("C04"),
+    pytest.mark.filterwarnings("ignore:Using padding='same'"),
+]
 
 
 def digests(model: nn.Module, marker: str | None = None) -> dict[str, str]:
@@ -40,6 +45,8 @@ def test_training_leaves_the_base_alone(method: str, plan: Plan, data: st.DataOb
     except ValueError as error:  # torch has no statistics of one number to offer
         assert "more than 1 value per channel" in str(error)
     assert digests(model) == before
+    counted("networks trained, over all methods")
+    counted("digests compared", len(before))
 
 
 @FEWER

@@ -11,8 +11,13 @@ from torch import Tensor, nn
 import convpeft
 from contract.methods_under_test import MAPS, METHODS, attach_anything, holds_branch, options_for, train_steps
 from contract.networks import Plan, plans, randomise
+from measuring import counted
 
-pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore:Using padding='same'")]
+pytestmark = [
+    pytest.mark.contract,
+    pytest.mark.promise("C03"),
+    pytest.mark.filterwarnings("ignore:Using padding='same'"),
+]
 
 CYCLES = 100
 
@@ -44,6 +49,7 @@ def test_disabled_gives_the_base_output(method: str, plan: Plan, data: st.DataOb
     with convpeft.disabled(model):
         assert torch.equal(model(x), expected)
     assert torch.equal(model(x), adapted)
+    counted("random networks disabled, over all methods")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -109,6 +115,7 @@ def test_base_survives_a_hundred_cycles_of_training(dtype: torch.dtype) -> None:
             if cycle % 10 == 0 and not holds_branch(model):
                 convpeft.merged(model)
             convpeft.detach(model)
+            counted("cycles of attaching, training and detaching")
         assert_same_state(model, before)
         assert types_of(model) == types
         assert torch.equal(model(x), expected)

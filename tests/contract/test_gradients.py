@@ -10,8 +10,13 @@ from torch.func import functional_call
 import convpeft
 from contract.methods_under_test import METHODS, attach_anything, methods_for, options_for
 from contract.networks import Geometry, Plan, geometries, plans, randomise
+from measuring import counted
 
-pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore:Using padding='same'")]
+pytestmark = [
+    pytest.mark.contract,
+    pytest.mark.promise("C10"),
+    pytest.mark.filterwarnings("ignore:Using padding='same'"),
+]
 
 
 def assert_gradients_are_right(layer: nn.Module, x: Tensor) -> None:
@@ -23,6 +28,7 @@ def assert_gradients_are_right(layer: nn.Module, x: Tensor) -> None:
 
     assert names
     assert torch.autograd.gradcheck(output, (x.requires_grad_(), *values), fast_mode=True)
+    counted("gradients checked, over all methods")
 
 
 @pytest.mark.parametrize("method", methods_for("conv"))
@@ -64,12 +70,12 @@ def test_count_is_the_number_of_trainable_numbers(method: str, plan: Plan, class
     model = plan.build()
     size = sum(parameter.numel() for parameter in model.parameters())
     attach_anything(model, method, num_classes=classes)
-    counted = convpeft.count(model)
-    assert counted.base == size
-    assert counted.trainable == sum(parameter.numel() for parameter in convpeft.trainable_parameters(model))
+    numbers = convpeft.count(model)
+    assert numbers.base == size
+    assert numbers.trainable == sum(parameter.numel() for parameter in convpeft.trainable_parameters(model))
     grouped = [parameter for group in convpeft.param_groups(model) for parameter in group["params"]]
-    assert counted.trainable == sum(parameter.numel() for parameter in grouped)
-    assert counted.trainable == sum(counted.layers.values())
+    assert numbers.trainable == sum(parameter.numel() for parameter in grouped)
+    assert numbers.trainable == sum(numbers.layers.values())
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,8 +12,13 @@ from torch.nn.modules.batchnorm import _NormBase
 import convpeft
 from contract.methods_under_test import METHODS, attach_anything, options_for
 from contract.networks import Plan, plans, randomise
+from measuring import counted
 
-pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore:Using padding='same'")]
+pytestmark = [
+    pytest.mark.contract,
+    pytest.mark.promise("C01"),
+    pytest.mark.filterwarnings("ignore:Using padding='same'"),
+]
 
 
 def policies_of(method: str) -> tuple[str, ...]:
@@ -27,6 +32,7 @@ def test_fresh_adapter_in_evaluation_gives_the_base_output(method: str, plan: Pl
     norm = data.draw(st.sampled_from(policies_of(method)))
     adapted = attach_anything(copy.deepcopy(base), method, norm=norm, **data.draw(options_for(method)))
     assert torch.equal(adapted(x), base(x))
+    counted("random networks in evaluation, over all methods")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -47,6 +53,7 @@ def test_fresh_adapter_in_training_gives_the_base_with_its_norms_in_evaluation(
     expected = base(x)
     torch.manual_seed(3)
     assert torch.equal(adapted(x), expected)
+    counted("random networks in training, over all methods")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)

@@ -11,6 +11,8 @@ from torch import nn
 import convpeft
 from contract.methods_under_test import METHODS, is_branch
 
+pytestmark = pytest.mark.promise("C15")
+
 
 def network(mode: str) -> nn.Module:
     """In evaluation, in training, or in a mixture that a careless function would even out."""

@@ -10,6 +10,8 @@ import convpeft
 from contract.methods_under_test import METHODS
 from convpeft.adapters import method_class
 
+pytestmark = pytest.mark.promise("C02")
+
 NORM = "a norm's weight is no map from inputs to outputs"
 PARAMETER = "a loose parameter is no map from inputs to outputs"
 BLOCK = "a block has no weight of its own"

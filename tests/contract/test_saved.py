@@ -38,6 +38,7 @@ for adapter in sorted(folder.glob("adapter-*")):
 """
 
 
+@pytest.mark.promise("C05")
 def test_new_process_predicts_the_same_bits(tmp_path: Path) -> None:
     images = torch.randn(5, 3, 16, 16)
     np.save(tmp_path / "images.npy", images.numpy())
@@ -56,6 +57,7 @@ def test_new_process_predicts_the_same_bits(tmp_path: Path) -> None:
         assert torch.equal(torch.from_numpy(np.load(tmp_path / f"{name}.npy")), logits), name
 
 
+@pytest.mark.promise("C05")
 @SHARED_FOLDER
 @given(plan=plans(), method=st.sampled_from(METHODS), data=st.data())
 def test_loading_on_a_fresh_base_gives_the_same_bits(
@@ -75,6 +77,7 @@ def test_loading_on_a_fresh_base_gives_the_same_bits(
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 
 
+@pytest.mark.promise("C05")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_loading_in_other_dtypes_gives_the_same_bits(tmp_path: Path, dtype: torch.dtype) -> None:
     base = network().to(dtype).eval()
@@ -91,6 +94,7 @@ def one_ulp(model: nn.Module, key: str) -> nn.Module:
     return model
 
 
+@pytest.mark.promise("C07")
 @pytest.mark.parametrize("key", [key for key in network().state_dict() if "num_batches" not in key])
 def test_base_that_differs_by_one_unit_in_the_last_place_is_refused(tmp_path: Path, key: str) -> None:
     convpeft.save(trained("lora"), tmp_path / "adapter")
@@ -100,6 +104,7 @@ def test_base_that_differs_by_one_unit_in_the_last_place_is_refused(tmp_path: Pa
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.promise("C07")
 def test_refusal_names_both_fingerprints_and_leaves_the_model_alone(tmp_path: Path) -> None:
     convpeft.save(trained("lora"), tmp_path / "adapter")
     other = one_ulp(network(), "0.weight")
@@ -112,6 +117,7 @@ def test_refusal_names_both_fingerprints_and_leaves_the_model_alone(tmp_path: Pa
     assert type(other[0]) is nn.Conv2d
 
 
+@pytest.mark.promise("C07")
 def test_base_with_another_class_count_is_refused(tmp_path: Path) -> None:
     convpeft.save(trained("lora"), tmp_path / "adapter")
     other = network()
@@ -120,6 +126,7 @@ def test_base_with_another_class_count_is_refused(tmp_path: Path) -> None:
         convpeft.load(other, tmp_path / "adapter")
 
 
+@pytest.mark.promise("C07")
 def test_base_with_extra_and_missing_layers_is_refused(tmp_path: Path) -> None:
     convpeft.save(trained("lora"), tmp_path / "adapter")
     with pytest.raises(convpeft.AdapterFileError, match="made for the base"):
@@ -128,12 +135,14 @@ def test_base_with_extra_and_missing_layers_is_refused(tmp_path: Path) -> None:
         convpeft.load(network()[:-1], tmp_path / "adapter")
 
 
+@pytest.mark.promise("C07")
 def test_forced_load_on_another_base_warns(tmp_path: Path) -> None:
     convpeft.save(trained("lora"), tmp_path / "adapter")
     with pytest.warns(UserWarning, match="force=True"):
         convpeft.load(one_ulp(network(), "0.weight"), tmp_path / "adapter", force=True)
 
 
+@pytest.mark.promise("C07")
 def test_channels_last_resave_and_batch_counter_are_accepted(tmp_path: Path) -> None:
     convpeft.save(trained("lora"), tmp_path / "adapter")
     convpeft.load(network().to(memory_format=torch.channels_last), tmp_path / "adapter")
