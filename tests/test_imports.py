@@ -19,12 +19,14 @@ LAYERS = (
         "adapters",
         "blocks",
         "branching",
+        "canonical",
         "convolving",
         "fingerprints",
         "frozen_norm",
         "heads",
         "injection",
         "kernels",
+        "low_rank",
         "norms",
         "selection",
         "sites",
@@ -43,7 +45,7 @@ LAYERS = (
 )
 LEVELS = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 # A method knows little, and only its name is known of it: the registry finds it.
-METHOD_IMPORTS = {"adapters", "convolving", "errors", "sites"}
+METHOD_IMPORTS = {"adapters", "convolving", "errors", "low_rank", "sites"}
 # `also_train` means the method `full` on the layers it names.
 KNOWN_METHODS = {("convpeft.planning", "convpeft.methods.full")}
 # Within one layer: numbers and pages must not depend on how a run was made.

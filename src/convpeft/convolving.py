@@ -33,11 +33,11 @@ def convolve(site: Site, given: Tensor, weight: Tensor, *, groups: int) -> Tenso
         )
     if site.padding_mode == "zeros":
         return _PLAIN[dims](given, weight, None, site.stride, site.padding, site.dilation, groups)
-    padded = F.pad(given, _both_sides(site), mode=site.padding_mode)
+    padded = F.pad(given, both_sides(site), mode=site.padding_mode)
     return _PLAIN[dims](padded, weight, None, site.stride, 0, site.dilation, groups)
 
 
-def _both_sides(site: Site) -> list[int]:
+def both_sides(site: Site) -> list[int]:
     """Padding before and after each axis, the last axis first, as `F.pad` takes it."""
     sides: list[int] = []
     for axis in reversed(range(len(site.kernel))):

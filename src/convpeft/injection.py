@@ -21,9 +21,11 @@ from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
 from convpeft.adapters import Adapter, Module, NormPolicy, Progress
 from convpeft.branching import run_beside
+from convpeft.canonical import from_canonical, to_canonical
 from convpeft.errors import ModelError
 from convpeft.frozen_norm import frozen_batch_norm, steps_behind
-from convpeft.sites import Site, kind_of, walk
+from convpeft.kernels import run_cheaply
+from convpeft.sites import kind_of, walk
 
 SLOTS = "convpeft"  # name of the submodule that holds a layer's adapters
 HEAD = "head"  # the part that replaces the classifier
@@ -54,6 +56,7 @@ class State:
     training: str | None = None  # the adapter attached last; no other's statistics move
     layers: int = 0  # adapted layers of the whole model
     old_head: bool = False  # leave fresh heads out: the base's classifier on the adapted features
+    kernel: str = "auto"  # how adapted layers are computed while they are trained
     plan: Progress | None = None  # the training that is going on, where the loop has told
     trainable_before: list[nn.Parameter] = field(default_factory=list[nn.Parameter])
 
@@ -143,14 +146,27 @@ class AdaptedLayer(nn.Module):
 
     def _convpeft_forward(self, *args: Any, **kwargs: Any) -> Any:
         base = self._convpeft_base
-        if _is_torch_convolution(base) and len(args) == 1:
+        convolves = _is_torch_convolution(base)
+        if len(args) == 1 and (convolves or base.forward is nn.Linear.forward):
+            output = self._convpeft_cheaply(args[0]) if self.training and torch.is_grad_enabled() else None
+            if output is not None:
+                return output
             weight, bias = effective(self)
-            return cast(Any, self)._conv_forward(args[0], weight, bias)
-        if base.forward is nn.Linear.forward and len(args) == 1:
-            return F.linear(args[0], *effective(self))
+            return (
+                cast(Any, self)._conv_forward(args[0], weight, bias) if convolves else F.linear(args[0], weight, bias)
+            )
         if isinstance(self, _NormBase) and self.training and not _is_live(self):
             return self._convpeft_frozen(*args, **kwargs)
         return self._convpeft_inherited(*args, **kwargs)
+
+    def _convpeft_cheaply(self, x: Tensor) -> Tensor | None:
+        """Run a cheaper kernel where one computes the same function."""
+        slots = slots_of(self)
+        parts = [part for part in slots.active() if isinstance(part, Module)]
+        if len(parts) != 1 or parts[0].site.tensor != "weight":
+            return None
+        bias = self._parameters.get("bias")
+        return run_cheaply(parts[0], x, cast(Tensor, self._parameters["weight"]), bias, asked=slots.state.kernel)
 
     def _convpeft_frozen(self, *args: Any, **kwargs: Any) -> Any:
         """Normalise by running statistics, whatever the training flag says."""
@@ -301,22 +317,6 @@ def _compose(parts: list[Adapter], weight: Tensor, bias: Tensor | None) -> tuple
         # PyTorch chooses the layout of the output by the weight's strides, and later sums round by that layout
         new_weight = new_weight.clone(memory_format=torch.contiguous_format)
     return new_weight, None if new_bias is None else new_bias.to(dtype)
-
-
-def to_canonical(weight: Tensor, site: Site) -> Tensor:
-    """A layer's weight as `(out, in/groups, *kernel)`; a view unless the convolution is transposed."""
-    if not site.transposed:
-        return weight
-    split = weight.unflatten(0, (site.groups, -1))  # (groups, in/groups, out/groups, *kernel)
-    return split.transpose(1, 2).flatten(0, 1)
-
-
-def from_canonical(weight: Tensor, site: Site) -> Tensor:
-    """Inverse of `to_canonical`."""
-    if not site.transposed:
-        return weight
-    split = weight.unflatten(0, (site.groups, -1))  # (groups, out/groups, in/groups, *kernel)
-    return split.transpose(1, 2).flatten(0, 1)
 
 
 def _is_live(layer: nn.Module) -> bool:

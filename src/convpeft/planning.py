@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from convpeft.adapters import Adapter, Branch, Module, NormPolicy, complete_options, method_class
+from convpeft.canonical import to_canonical
 from convpeft.errors import ModelError, OptionError
 from convpeft.heads import FreshHead
-from convpeft.injection import HEAD, AdaptedLayer, NormStatistics, effective, to_canonical
+from convpeft.injection import HEAD, AdaptedLayer, NormStatistics, effective
 from convpeft.methods.full import Full
 from convpeft.norms import norms_with_statistics
 from convpeft.selection import as_tuple, choose

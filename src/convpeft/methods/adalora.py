@@ -8,12 +8,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from convpeft.adapters import Additive, Hook, Progress, check_positive
+from convpeft.adapters import Hook, Progress, check_positive
 from convpeft.errors import OptionError
+from convpeft.low_rank import LowRank
 from convpeft.sites import Site
 
 
-class AdaLora(Additive, name="adalora"):
+class AdaLora(LowRank, name="adalora"):
     r"""Add a matrix in the form of a singular value decomposition and prune values across all layers while training.
 
     delta = scale * reshape(up @ diag(values) @ down)
@@ -93,10 +94,9 @@ class AdaLora(Additive, name="adalora"):
         nn.init.orthogonal_(self.up, generator=generator)
         nn.init.orthogonal_(self.down, generator=generator)
 
-    def forward(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Map (weight, bias) to (weight + delta, bias)."""
-        up = self.up * self.scaled(self.values)
-        return torch.addmm(weight.flatten(1), up, self.down, alpha=self.scale).view_as(weight), bias
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """`up` with values and scale, and `down`."""
+        return self.up * (self.scale * self.scaled(self.values)), self.down
 
     def penalty(self) -> Tensor:
         """How far both sides are from orthonormal, equation 4 of the paper times `orthogonality`."""

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from convpeft.adapters import Additive, check_positive
+from convpeft.adapters import check_positive
+from convpeft.low_rank import LowRank
 from convpeft.sites import Site
 
 
-class CP(Additive, name="cp"):
+class CP(LowRank, name="cp"):
     r"""Add a sum of rank-one tensors, each an output vector times an input vector times one spatial pattern.
 
     delta[o, i, j] = scale * sum_r up[o, r] * down[r, i] * spatial[r, j],  j over all kernel positions
@@ -60,7 +61,7 @@ class CP(Additive, name="cp"):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
         nn.init.kaiming_uniform_(self.spatial, a=math.sqrt(5), generator=generator)
 
-    def forward(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Map (weight, bias) to (weight + delta, bias)."""
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """`up` with the scale, and the terms' patterns (rank, n)."""
         patterns = torch.einsum("ri,rj->rij", self.down, self.spatial).flatten(1)  # (rank, in/groups * positions)
-        return weight + self.scale * (self.scaled(self.up) @ patterns).view_as(weight), bias
+        return self.scale * self.scaled(self.up), patterns

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from convpeft.adapters import Additive, check_positive
+from convpeft.adapters import check_positive
+from convpeft.low_rank import LowRank
 from convpeft.sites import Site
 
 
-class CPTucker(Additive, name="cp-tucker"):
+class CPTucker(LowRank, name="cp-tucker"):
     r"""Add a Tucker-2 update with a core of rank-one terms: two bottlenecks with a depthwise kernel between them.
 
     delta[o, i, j] = scale * sum_abr up[o, a] * core_up[a, r] * spatial[r, j] * core_down[r, b] * down[b, i],
@@ -84,12 +85,12 @@ class CPTucker(Additive, name="cp-tucker"):
         for factor in (self.core_up, self.spatial, self.core_down, self.down):
             nn.init.kaiming_uniform_(factor, a=math.sqrt(5), generator=generator)
 
-    def forward(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Map (weight, bias) to (weight + delta, bias)."""
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Both sides of the core's terms: (out, core_rank) with the scale, and (core_rank, n)."""
         inputs = self.core_down @ self.down  # (core_rank, in/groups)
         patterns = (inputs.unsqueeze(2) * self.spatial.unsqueeze(1)).flatten(1)  # (core_rank, in/groups * positions)
         outputs = self.scaled(self.up) @ self.core_up  # (out, core_rank)
-        return torch.addmm(weight.flatten(1), outputs, patterns, alpha=self.scale).view_as(weight), bias
+        return self.scale * outputs, patterns
 
 
 def _widths(site: Site, rank: int, core_rank: int | None) -> tuple[int, int, int]:

@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from convpeft.adapters import Additive, check_positive
+from convpeft.adapters import check_positive
+from convpeft.low_rank import LowRank
 from convpeft.sites import Site
 
 
-class Lora(Additive, name="lora"):
+class Lora(LowRank, name="lora"):
     r"""Add a low-rank matrix, reshaped to the kernel, to each weight.
 
     delta = scale * reshape(up @ down)
@@ -98,10 +99,13 @@ class Lora(Additive, name="lora"):
         rest = [parameter for name, parameter in self.named_parameters() if name != "up"]
         return [{"params": [self.up], "lr_scale": self.plus_ratio}, {"params": rest}]
 
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """`up` with the scale, and `down`; a PiSSA start is a difference of two products."""
+        return None if self.start_up is not None else (self.scale * self.scaled(self.up), self.down)
+
     def forward(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Map (weight, bias) to (weight + delta, bias)."""
         if self.start_up is not None and self.start_down is not None:
             moved = self.up @ self.down - self.start_up @ self.start_down  # (out, n), exactly zero at the start
             return weight + self.scale * self.scaled(moved).view_as(weight), bias
-        matrix = torch.addmm(weight.flatten(1), self.scaled(self.up), self.down, alpha=self.scale)  # (out, n)
-        return matrix.view_as(weight), bias
+        return super().forward(weight, bias)

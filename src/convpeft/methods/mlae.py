@@ -9,12 +9,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from convpeft.adapters import Additive, Hook, Progress, check_positive
+from convpeft.adapters import Hook, Progress, check_positive
 from convpeft.errors import OptionError
+from convpeft.low_rank import LowRank
 from convpeft.sites import Site
 
 
-class Mlae(Additive, name="mlae"):
+class Mlae(LowRank, name="mlae"):
     r"""Add a sum of rank-one experts, each with a trained weight and left out of some training steps.
 
     delta = scale * reshape(sum_r mask[r] / (1 - dropout) * weight[r] * outer(up[:, r], down[r]))
@@ -83,11 +84,10 @@ class Mlae(Additive, name="mlae"):
         self.seed.random_(0, 2**31, generator=generator)
         self.draw_mask()
 
-    def forward(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Map (weight, bias) to (weight + delta, bias)."""
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """`up` with the experts' weights and the scale, and `down`."""
         expert = self.expert * self.mask / (1 - self.dropout) if self.training else self.expert
-        matrix = torch.addmm(weight.flatten(1), self.scaled(self.up) * expert, self.down, alpha=self.scale)  # (out, n)
-        return matrix.view_as(weight), bias
+        return self.scaled(self.up) * (self.scale * expert), self.down
 
     @classmethod
     def after_step(

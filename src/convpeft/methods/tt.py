@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from convpeft.adapters import Additive, check_positive
+from convpeft.adapters import check_positive
+from convpeft.low_rank import LowRank
 from convpeft.sites import Site
 
 
-class TensorTrain(Additive, name="tt"):
+class TensorTrain(LowRank, name="tt"):
     r"""Add a tensor train: cores of the pretrained weight, frozen, behind a trained core for the output.
 
     delta[o, i, p, q] = scale * up[o] @ core_in[:, i] @ core_axis_1[:, p] @ core_axis_2[:, q]
@@ -79,14 +80,13 @@ class TensorTrain(Additive, name="tt"):
             core.copy_(rows.view_as(core))
             rest = matrix @ rows.T
 
-    def forward(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Map (weight, bias) to (weight + delta, bias)."""
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """`up` with the scale, and the frozen cores as one matrix."""
         *before, last = self._cores()
         down = last.flatten(1)
         for core in reversed(before):
             down = (core.flatten(0, 1) @ down).view(core.shape[0], -1)  # (rank before, size * all sizes after)
-        matrix = torch.addmm(weight.flatten(1), self.scaled(self.up), down, alpha=self.scale)  # (out, n)
-        return matrix.view_as(weight), bias
+        return self.scale * self.scaled(self.up), down
 
     def _cores(self) -> list[Tensor]:
         return [self.get_buffer(name) for name in self.core_names]

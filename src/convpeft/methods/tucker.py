@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from convpeft.adapters import Additive, check_positive
+from convpeft.adapters import check_positive
+from convpeft.low_rank import LowRank
 from convpeft.sites import Site
 
 
-class Tucker(Additive, name="tucker"):
+class Tucker(LowRank, name="tucker"):
     r"""Add a Tucker-2 update that keeps the spatial axes of the kernel whole.
 
     delta[o, i, j] = scale * sum_ab up[o, a] * core[a, b, j] * down[b, i],  j over all kernel positions
@@ -62,9 +63,7 @@ class Tucker(Additive, name="tucker"):
         nn.init.kaiming_uniform_(self.core, a=math.sqrt(5), generator=generator)
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
 
-    def forward(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Map (weight, bias) to (weight + delta, bias)."""
-        delta = torch.einsum(
-            "oa,abj,bi->oij", self.scaled(self.up), self.core, self.down
-        )  # (out, in/groups, positions)
-        return weight + self.scale * delta.reshape(weight.shape), bias
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """`up` with the scale, and the core with `down`, (rank, n)."""
+        inner = torch.einsum("abj,bi->aij", self.core, self.down)  # (rank, in/groups, positions)
+        return self.scale * self.scaled(self.up), inner.flatten(1)

@@ -1,0 +1,102 @@
+"""A layer as a linear operation: what it does with a weight, and what its gradients are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_INPUT, _WEIGHT = [True, False, False], [False, True, False]
+
+
+class Operation(Protocol):
+    """One layer without its weight: `weight` is (out, in, *kernel) or, for fewer channels, (rank, in, *kernel)."""
+
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Output (batch, out, *space) of the input (batch, in, *space)."""
+        ...
+
+    def input_gradient(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Gradient of the input from that of the output."""
+        ...
+
+    def weight_gradient(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Gradient of the weight from that of the output."""
+        ...
+
+    def mix(self, grad: Tensor, matrix: Tensor) -> Tensor:
+        """At each position, (batch, in, *space) times a matrix (out, in)."""
+        ...
+
+    def pair(self, first: Tensor, second: Tensor) -> Tensor:
+        """Sum over batch and positions of the outer products of channels, (channels of first, of second)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution of one group, padded with zeros on both sides alike."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See Operation."""
+        none = (0,) * len(self.stride)
+        return torch.ops.aten.convolution(x, weight, bias, self.stride, self.padding, self.dilation, False, none, 1)
+
+    def input_gradient(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """See Operation."""
+        return self._backward(grad, x, weight, _INPUT)[0]
+
+    def weight_gradient(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """See Operation."""
+        return self._backward(grad, x, weight, _WEIGHT)[1]
+
+    def mix(self, grad: Tensor, matrix: Tensor) -> Tensor:
+        """See Operation."""
+        ones = (1,) * len(self.stride)
+        zeros = (0,) * len(self.stride)
+        weight = matrix.view(*matrix.shape, *ones)
+        return torch.ops.aten.convolution(grad, weight, None, ones, zeros, ones, False, zeros, 1)
+
+    def pair(self, first: Tensor, second: Tensor) -> Tensor:
+        """See Operation."""
+        if first.stride(1) == 1 and second.stride(1) == 1:  # channels last
+            rows = [each.movedim(1, -1).reshape(-1, each.shape[1]) for each in (first, second)]
+            return rows[0].T @ rows[1]
+        return torch.bmm(first.flatten(2), second.flatten(2).transpose(1, 2)).sum(0)
+
+    def _backward(self, grad: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> list[Tensor]:
+        none = (0,) * len(self.stride)
+        return torch.ops.aten.convolution_backward(
+            grad, x, weight, None, self.stride, self.padding, self.dilation, False, none, 1, mask
+        )
+
+
+class Linear:
+    """A linear layer: (..., in) to (..., out)."""
+
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See Operation."""
+        return F.linear(x, weight, bias)
+
+    def input_gradient(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """See Operation."""
+        return grad @ weight
+
+    def weight_gradient(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """See Operation."""
+        return grad.reshape(-1, grad.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+
+    def mix(self, grad: Tensor, matrix: Tensor) -> Tensor:
+        """See Operation."""
+        return F.linear(grad, matrix)
+
+    def pair(self, first: Tensor, second: Tensor) -> Tensor:
+        """See Operation."""
+        return first.reshape(-1, first.shape[-1]).T @ second.reshape(-1, second.shape[-1])
