@@ -25,6 +25,10 @@ class LowRank(Additive):
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """`up` (out, rank) and `down` (rank, in/groups * prod(kernel)), every scale included; None for another map."""
 
+    def stepped(self, factor: Tensor, scale: float) -> Tensor:
+        """One factor times the step size and, where there is one, the trained scale."""
+        return self.scaled(factor) if scale == 1 else scale * self.scaled(factor)
+
     def forward(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Map (weight, bias) to (weight + up @ down, bias).
 

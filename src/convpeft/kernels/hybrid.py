@@ -62,7 +62,10 @@ class _Hybrid(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(grads[0].device.type, enabled=False):
+        device = grads[0].device.type
+        if not torch.is_autocast_enabled(device):
+            return _Hybrid._backward(ctx, grads[0])
+        with torch.autocast(device, enabled=False):
             return _Hybrid._backward(ctx, grads[0])
 
     @staticmethod

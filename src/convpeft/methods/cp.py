@@ -64,4 +64,4 @@ class CP(LowRank, name="cp"):
     def factors(self) -> tuple[Tensor, Tensor]:
         """`up` with the scale, and the terms' patterns (rank, n)."""
         patterns = torch.einsum("ri,rj->rij", self.down, self.spatial).flatten(1)  # (rank, in/groups * positions)
-        return self.scale * self.scaled(self.up), patterns
+        return self.stepped(self.up, self.scale), patterns

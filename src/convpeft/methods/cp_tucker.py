@@ -89,8 +89,8 @@ class CPTucker(LowRank, name="cp-tucker"):
         """Both sides of the core's terms: (out, core_rank) with the scale, and (core_rank, n)."""
         inputs = self.core_down @ self.down  # (core_rank, in/groups)
         patterns = (inputs.unsqueeze(2) * self.spatial.unsqueeze(1)).flatten(1)  # (core_rank, in/groups * positions)
-        outputs = self.scaled(self.up) @ self.core_up  # (out, core_rank)
-        return self.scale * outputs, patterns
+        outputs = self.stepped(self.up, self.scale) @ self.core_up  # (out, core_rank)
+        return outputs, patterns
 
 
 def _widths(site: Site, rank: int, core_rank: int | None) -> tuple[int, int, int]:

@@ -101,7 +101,7 @@ class Lora(LowRank, name="lora"):
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """`up` with the scale, and `down`; a PiSSA start is a difference of two products."""
-        return None if self.start_up is not None else (self.scale * self.scaled(self.up), self.down)
+        return None if self.start_up is not None else (self.stepped(self.up, self.scale), self.down)
 
     def forward(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Map (weight, bias) to (weight + delta, bias)."""

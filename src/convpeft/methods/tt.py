@@ -86,7 +86,7 @@ class TensorTrain(LowRank, name="tt"):
         down = last.flatten(1)
         for core in reversed(before):
             down = (core.flatten(0, 1) @ down).view(core.shape[0], -1)  # (rank before, size * all sizes after)
-        return self.scale * self.scaled(self.up), down
+        return self.stepped(self.up, self.scale), down
 
     def _cores(self) -> list[Tensor]:
         return [self.get_buffer(name) for name in self.core_names]

@@ -66,4 +66,4 @@ class Tucker(LowRank, name="tucker"):
     def factors(self) -> tuple[Tensor, Tensor]:
         """`up` with the scale, and the core with `down`, (rank, n)."""
         inner = torch.einsum("abj,bi->aij", self.core, self.down)  # (rank, in/groups, positions)
-        return self.scale * self.scaled(self.up), inner.flatten(1)
+        return self.stepped(self.up, self.scale), inner.flatten(1)
