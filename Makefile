@@ -17,7 +17,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: help demo test contract architectures lint format types docs wheel ci install clean
+.PHONY: help demo test contract architectures promises mutants rivals fuzz lint format types docs wheel ci install clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,19 @@ contract: $(VENV)/.installed-dev  ## Run the contract of every method at full le
 
 architectures: $(VENV)/.installed-dev  ## Run every method on public networks (slow)
 	$(BIN)/python -m pytest -q -n $(JOBS) -m architectures --timeout=0 $(ARGS)
+
+promises: $(VENV)/.installed-dev  ## Measure the promises and write docs/promises.md (hours; ARGS="--fast": minutes)
+	$(BIN)/python benchmarks/promises/run.py --jobs $(JOBS) $(ARGS)
+
+mutants: $(VENV)/.installed-dev  ## Plant faults into a copy of the source; every one must be caught (slow)
+	$(BIN)/python benchmarks/mutants/run.py --jobs $(JOBS) $(ARGS)
+
+rivals: $(VENV)/.installed-dev  ## Put convpeft and other libraries under the same attack (slow)
+	$(BIN)/python benchmarks/correctness/run.py $(ARGS)
+
+fuzz: $(VENV)/.installed-dev  ## Fuzz every reader of files for ten minutes; ARGS="--seconds 3600" for longer
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python fuzz/run.py $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## Check style and formatting
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from architectures.networks import EIGHT, NETWORKS, images, network
 from contract.methods_under_test import METHODS, train_steps
 from contract.networks import relative_error
 from convpeft.injection import adapted_layers, slots_of
+from measuring import times
 
 pytestmark = pytest.mark.architectures
 
@@ -71,7 +72,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pairs = every_pair() if whole else few_pairs()
         metafunc.parametrize("trained", pairs, indirect=True, scope="module", ids=["-".join(pair) for pair in pairs])
     if "one_of_twenty" in metafunc.fixturenames:
-        metafunc.parametrize("one_of_twenty", TWENTY if whole else ["timm/mobilenetv3_small_050"])
+        twenty = whole or times(full=1, reduced=0)
+        metafunc.parametrize("one_of_twenty", TWENTY if twenty else ["timm/mobilenetv3_small_050"])
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def types_of(model: nn.Module) -> list[tuple[str, type]]:
     return [(path, type(module)) for path, module in model.named_modules()]
 
 
+@pytest.mark.promise("C01")
 def test_fresh_adapter_changes_no_bit_of_the_output(trained: Trained) -> None:
     assert torch.equal(trained.fresh, output(trained.base, trained.x))
 
@@ -145,11 +148,13 @@ def test_training_reaches_every_adapted_layer(trained: Trained) -> None:
     assert relative_error(trained.output, trained.start) > SMALLEST_EFFECT
 
 
+@pytest.mark.promise("C04")
 def test_training_leaves_the_base_alone(trained: Trained) -> None:
     state = {key: value for key, value in trained.model.state_dict().items() if "convpeft" not in key.split(".")}
     assert_same_bits(state, dict(trained.base.state_dict()))
 
 
+@pytest.mark.promise("C02")
 def test_merged_gives_the_adapted_output(trained: Trained) -> None:
     if convpeft.method_info(trained.method).mergeable == "never":
         before = copy.deepcopy(trained.model.state_dict())
@@ -163,12 +168,14 @@ def test_merged_gives_the_adapted_output(trained: Trained) -> None:
     assert types_of(merged) == types_of(trained.base)
 
 
+@pytest.mark.promise("C05")
 def test_reloaded_gives_the_same_bits(trained: Trained, tmp_path: Path) -> None:
     convpeft.save(trained.model, tmp_path / "adapter")
     loaded = convpeft.load(copy.deepcopy(trained.base), tmp_path / "adapter")
     assert torch.equal(output(loaded, trained.x), trained.output)
 
 
+@pytest.mark.promise("C03")
 def test_detached_is_the_base(trained: Trained) -> None:
     model = convpeft.detach(copy.deepcopy(trained.model))
     assert_same_bits(dict(model.state_dict()), dict(trained.base.state_dict()))
@@ -187,6 +194,7 @@ def test_method_with_nowhere_to_sit_says_so_and_leaves_the_model_alone(method: s
     assert set(convpeft.count(model).layers) == {convpeft.sites.find_head(network(source))}
 
 
+@pytest.mark.promise("C01")
 def test_no_fresh_adapter_changes_a_bit_of_the_output(one_of_twenty: str) -> None:
     model, x = copy.deepcopy(network(one_of_twenty)), images(one_of_twenty)
     expected = output(model, x)

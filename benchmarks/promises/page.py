@@ -64,12 +64,14 @@ def _details(promise: Promise, result: Mapping[str, Any] | None) -> str:
     if chosen is None:
         return ""
     form, measured = chosen
-    tests = "\n".join(f"    - `{name}`: {_outcomes(count)}" for name, count in measured["tests"].items())
-    figures = "; ".join(f"{name}: {_number(value)}" for name, value in measured["figures"].items())
-    torch = measured["versions"]["torch"]
-    head = f'??? note "{promise.id}: measured {_FORM[form]}{"" if not figures else "; " + figures}"'
-    source = ", ".join(measured["source"])
-    return f"{head}\n\n{tests}\n\n    Source {source}, PyTorch {torch}."
+    count = sum(sum(each.values()) for each in measured["tests"].values())
+    parts = [f'??? note "{promise.id}: {count:,} tests, measured {_FORM[form]}"']
+    if measured["figures"]:
+        rows = [f"    | {name} | {_number(value)} |" for name, value in measured["figures"].items()]
+        parts.append("\n".join(["    | figure | |", "    |---|---:|", *rows]))
+    parts.append("\n".join(f"    - `{name}`: {_outcomes(count)}" for name, count in measured["tests"].items()))
+    parts.append(f"    Source {', '.join(measured['source'])}, PyTorch {measured['versions']['torch']}.")
+    return "\n\n".join(parts)
 
 
 def _outcomes(count: Mapping[str, int]) -> str:
@@ -86,20 +88,20 @@ def _attacked() -> str:
     if not path.is_file():
         return ""
     faults = json.loads(path.read_text(encoding="utf-8"))["faults"]
-    caught = sum(fault["caught"] for fault in faults)
+    caught = sum(fault["caught_by"] is not None for fault in faults)
     rows = [
-        f"| {fault['name']} | {', '.join(fault['promises'])} | `{fault['file']}` | "
-        + (f"`{fault['test']}`" if fault["caught"] else "**nothing**")
+        f"    | {fault['name']} | {', '.join(fault['promises'])} | `{fault['file']}` | "
+        + (f"`{fault['caught_by']}`" if fault["caught_by"] else "**nothing**")
         + " |"
         for fault in faults
     ]
-    head = ["| fault | promise | planted in | caught by |", "|---|---|---|---|"]
+    head = ["    | fault | promise | planted in | caught by |", "    |---|---|---|---|"]
     text = (
-        "## The tests themselves, attacked\n\nA test that cannot fail promises nothing. `make mutants` plants these "
-        f"faults into a copy of the source, one by one, and runs the test named beside each: {caught} of {len(faults)} "
-        "are caught."
+        "## The tests themselves, attacked\n\nA test that cannot fail promises nothing. `make mutants` plants faults "
+        "into a copy of the source, one by one, and runs the tests that are meant to notice: "
+        f"**{caught} of {len(faults)} are caught.**"
     )
-    return text + "\n\n" + "\n".join([*head, *rows])
+    return text + f'\n\n??? note "All {len(faults)} faults"\n\n' + "\n".join([*head, *rows])
 
 
 _REPEAT = """## How to repeat it
