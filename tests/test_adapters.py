@@ -119,3 +119,13 @@ def test_adapter_sees_float32_in_a_half_precision_layer() -> None:
     layer = convpeft.attach(nn.Conv2d(3, 8, 3).bfloat16(), "looking")
     assert layer.weight.dtype == torch.bfloat16
     assert set(seen) == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_adapter_keeps_float32_when_the_model_is_cast(dtype: torch.dtype) -> None:
+    model = convpeft.attach(nn.Sequential(nn.Conv2d(3, 8, 3)), "lora", include=["conv"])
+    before = [parameter.detach().clone() for parameter in convpeft.trainable_parameters(model)]
+    model.to(dtype)
+    assert model[0].weight.dtype == dtype
+    after = convpeft.trainable_parameters(model)
+    assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(before, after, strict=True))

@@ -144,3 +144,11 @@ def test_toy_method_merges_saves_and_loads(toy: type[adapters.Adapter], tmp_path
     assert torch.equal(loaded(x), model(x))
     assert toy_parts(loaded, toy)[0].strength == 5.0
     assert torch.allclose(convpeft.merge(loaded)(x), model(x), atol=1e-5)
+
+
+def test_adapter_that_is_frozen_is_not_counted_as_trained() -> None:
+    model = convpeft.attach(network(), "lora", rank=2, name="first")
+    convpeft.attach(model, "bitfit", name="second")
+    counted = convpeft.count(model)
+    assert counted.layers == {"0": 8, "1": 8, "3": 4}  # biases alone
+    assert counted.trainable == 20

@@ -1,13 +1,17 @@
 """Fingerprints: equal bits give equal digests, anything else does not."""
 
+import copy
 import hashlib
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import convpeft
 from convpeft.fingerprints import base_tensors, fingerprint, tensor_digest
+from measuring import counted
 
 
 def network() -> nn.Sequential:
@@ -27,6 +31,11 @@ def test_digest_ignores_memory_layout() -> None:
     assert tensor_digest(tensor.to(memory_format=torch.channels_last)) == digest
     assert tensor_digest(tensor.transpose(0, 1).contiguous().transpose(0, 1)) == digest
     assert tensor_digest(torch.nn.Parameter(tensor)) == digest
+
+
+def test_digest_ignores_the_layout_of_a_matrix() -> None:
+    matrix = torch.randn(3, 4)
+    assert tensor_digest(matrix.T.contiguous().T) == tensor_digest(matrix)
 
 
 @pytest.mark.parametrize(
@@ -85,3 +94,48 @@ def test_fingerprint_changes_with_a_name() -> None:
 def test_fingerprint_changes_when_two_tensors_change_places() -> None:
     one = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     assert fingerprint(one)[0] != fingerprint(nn.Sequential(one[1], one[0]))[0]
+
+
+@pytest.mark.promise("C07")
+def test_fingerprint_changes_with_the_last_bit_of_every_tensor() -> None:
+    model = network()
+    before = fingerprint(model)[0]
+    tensors = base_tensors(model)
+    for name, tensor in tensors.items():
+        with torch.no_grad():
+            first = tensor.view(-1)[:1]
+            kept = first.clone()
+            first.copy_(torch.nextafter(first, torch.full_like(first, torch.inf)))
+            assert fingerprint(model)[0] != before, name
+            first.copy_(kept)
+        counted("tensors changed by one unit in the last place")
+    assert fingerprint(model)[0] == before
+
+
+@pytest.mark.promise("C07")
+@pytest.mark.parametrize("form", ["safetensors", "torch", "old torch", "channels_last", "deepcopy"])
+def test_fingerprint_is_kept_by_another_layout_or_file(tmp_path: Path, form: str) -> None:
+    model = network()
+    before = fingerprint(model)
+    if form == "channels_last":
+        assert fingerprint(model.to(memory_format=torch.channels_last)) == before
+        return
+    again = copy.deepcopy(model)
+    if form != "deepcopy":
+        torch.nn.init.zeros_(again[0].weight)
+        state = {key: value.contiguous() for key, value in model.state_dict().items()}
+        if form == "safetensors":
+            save_file(state, tmp_path / "x.safetensors")
+            state = load_file(tmp_path / "x.safetensors")
+        else:
+            torch.save(state, tmp_path / "x.pth", _use_new_zipfile_serialization=form == "torch")
+            state = torch.load(tmp_path / "x.pth", weights_only=True)
+        again.load_state_dict(state)
+    assert fingerprint(again) == before
+
+
+@pytest.mark.promise("C07")
+def test_fingerprint_changes_with_the_precision() -> None:
+    model = network()
+    before = fingerprint(model)[0]
+    assert fingerprint(model.double())[0] != before

@@ -432,3 +432,10 @@ def test_module_used_twice_has_one_adapter() -> None:
     assert [path for path, _ in adapted_layers(model)] == ["0"]
     randomise(model)
     assert relative_error(convpeft.merged(model)(X), model(X)) <= FLOAT32_TOLERANCE
+
+
+def test_effective_weight_is_built_in_full_precision_under_autocast() -> None:
+    layer = randomise(convpeft.attach(nn.Conv2d(3, 8, 3), "lora", include=["conv"]))
+    expected = layer.weight.detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.weight, expected)

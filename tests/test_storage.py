@@ -85,6 +85,7 @@ def test_preprocessing_and_source_are_taken_from_the_model(tmp_path: Path) -> No
     assert config["preprocessing"] == {"size": [32, 32]}
 
 
+@pytest.mark.promise("C11")
 def test_equal_adapters_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         torch.manual_seed(5)
@@ -139,6 +140,14 @@ def test_adapter_that_is_not_finite_is_not_saved(tmp_path: Path, value: float) -
     with pytest.raises(convpeft.AdapterFileError, match=r"'0:lora.up' holds NaN or infinity and is not saved"):
         convpeft.save(model, tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_adapter_with_one_number_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    model = adapted()
+    with torch.no_grad():
+        convpeft.trainable_parameters(model)[0][1, 0] = torch.nan
+    with pytest.raises(convpeft.AdapterFileError, match=r"'0:lora.up' holds NaN or infinity and is not saved"):
+        convpeft.save(model, tmp_path / "adapter")
 
 
 def test_wrong_number_of_classes_is_refused(tmp_path: Path) -> None:

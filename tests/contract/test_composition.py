@@ -221,3 +221,13 @@ def test_disabled_restores_the_order_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), convpeft.disabled(model):
         raise ZeroDivisionError
     assert torch.equal(model(X), expected)
+
+
+def test_last_active_adapter_acts_on_what_the_others_have_made() -> None:
+    model = with_adapters("lora", "full")
+    convpeft.set_active(model, "b")
+    alone = model(X)
+    convpeft.set_active(model, ["a", "b"])
+    assert torch.equal(model(X), alone)  # `full` puts its own weights in the place of what it is given
+    convpeft.set_active(model, ["b", "a"])
+    assert not torch.equal(model(X), alone)

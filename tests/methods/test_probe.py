@@ -26,3 +26,11 @@ def test_new_head_is_fresh() -> None:
 def test_network_without_a_head_is_refused() -> None:
     with pytest.raises(convpeft.OptionError, match="'probe' finds no layer to adapt"):
         convpeft.attach(nn.Sequential(nn.Conv2d(3, 8, 3)), "probe")
+
+
+def test_new_head_of_as_many_classes_is_fresh_too() -> None:
+    model, x = network().eval(), torch.randn(2, 3, 8, 8)
+    expected = model(x)
+    convpeft.attach(model, "probe", num_classes=4)
+    assert not torch.equal(model(x), expected)
+    assert not torch.equal(model[4].weight, model[4]._parameters["weight"])

@@ -87,6 +87,15 @@ def test_map_before_the_classifier_acts_on_the_features() -> None:
     assert torch.allclose(model(x), expected, atol=1e-5)
 
 
+def test_map_before_the_classifier_is_not_its_transpose() -> None:
+    model, x, offset = network(), torch.randn(2, 3, 8, 8), torch.randn(6, 6)
+    expected = model[5](model[:5](x) @ (torch.eye(6) + offset).T)
+    convpeft.attach(model, "tsa")
+    with torch.no_grad():
+        dict(model.named_parameters())["5.convpeft.default:tsa.offset"].copy_(offset)
+    assert torch.allclose(model(x), expected, atol=1e-4)
+
+
 def test_map_before_a_fresh_classifier_acts_on_its_weight() -> None:
     model, x = network(), torch.randn(2, 3, 8, 8)
     convpeft.attach(model, "tsa", num_classes=7)

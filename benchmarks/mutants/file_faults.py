@@ -1,0 +1,130 @@
+"""Faults of adapter files: fingerprints, digests, what is refused, and how files come onto the disk."""
+
+from __future__ import annotations
+
+from mutants.fault import Fault
+
+_ULP = "tests/contract/test_saved.py::test_base_that_differs_by_one_unit_in_the_last_place_is_refused"
+
+FAULTS = (
+    Fault(
+        name="fingerprint without the buffers",
+        promises=("C07",),
+        file="fingerprints.py",
+        before="in {**module._parameters, **kept}.items():",
+        after="in module._parameters.items():",
+        tests=(f"{_ULP}[1.running_mean]",),
+    ),
+    Fault(
+        name="fingerprint of rounded values",
+        promises=("C07",),
+        file="fingerprints.py",
+        before='plain = tensor.detach().to("cpu").contiguous()',
+        after='plain = tensor.detach().to("cpu", torch.bfloat16).contiguous()',
+        tests=(f"{_ULP}[0.weight]",),
+    ),
+    Fault(
+        name="fingerprint by memory layout",
+        promises=("C07",),
+        file="fingerprints.py",
+        before="plain.reshape(-1).view(torch.uint8).numpy().tobytes()",
+        after="tensor.detach().cpu().numpy().tobytes('A')",
+        tests=("tests/test_fingerprints.py::test_digest_ignores_the_layout_of_a_matrix",),
+    ),
+    Fault(
+        name="forced load onto another base says nothing",
+        promises=("C07",),
+        file="storage.py",
+        before="    warnings.warn(\n",
+        after="    dict(\n        message=",
+        tests=("tests/contract/test_saved.py::test_forced_load_on_another_base_warns",),
+    ),
+    Fault(
+        name="digests of tensors not compared",
+        promises=("C08",),
+        file="adapter_file.py",
+        before="if tensor_digest(tensor) != digests[key]:",
+        after="if not digests[key]:",
+        tests=("tests/contract/test_damaged.py::test_each_tensor_transposed_is_refused",),
+    ),
+    Fault(
+        name="digest of the description not compared",
+        promises=("C08",),
+        file="adapter_file.py",
+        before='if config["digest"] != description_digest(cast(dict[str, Any], config)):',
+        after='if not config["digest"]:',
+        tests=("tests/contract/test_damaged.py::test_each_byte_of_the_description_changed_is_refused",),
+    ),
+    Fault(
+        name="surplus tensors accepted",
+        promises=("C08",),
+        file="storage.py",
+        before="if extra or len(used) != len(file.tensors):",
+        after="if len(used) > len(file.tensors):",
+        tests=("tests/contract/test_damaged.py::test_each_tensor_duplicated_under_another_name_is_refused",),
+    ),
+    Fault(
+        name="NaN in an adapter file accepted",
+        promises=("C08", "F06"),
+        file="adapter_file.py",
+        before="if not torch.isfinite(tensor).all():",
+        after="if torch.isinf(tensor).any():",
+        tests=("tests/contract/test_damaged.py::test_each_tensor_that_is_not_finite_is_refused",),
+    ),
+    Fault(
+        name="adapter with a NaN saved",
+        promises=("F06",),
+        file="storage.py",
+        before="if not torch.isfinite(value).all():",
+        after="if not torch.isfinite(value).any():",
+        tests=("tests/test_storage.py::test_adapter_with_one_number_that_is_not_finite_is_not_saved",),
+    ),
+    Fault(
+        name="norm statistics left out of the file",
+        promises=("C05",),
+        file="storage.py",
+        before="for key, value in part.state_dict().items()\n    }",
+        after="for key, value in part.named_parameters()\n    }",
+        tests=("tests/test_norms.py::test_moved_statistics_are_saved_with_the_adapter",),
+    ),
+    Fault(
+        name="adapter loaded without the ones below it",
+        promises=("C07", "C09"),
+        file="storage.py",
+        before="if below and below != _digests(model, state.active) and not force:",
+        after="if below and not state.active and force:",
+        tests=("tests/contract/test_saved.py::test_adapter_trained_on_another_is_refused_without_it",),
+    ),
+    Fault(
+        name="file written in place",
+        promises=("F02",),
+        file="writing.py",
+        before='with whole_file(Path(path)) as work, work.open("wb") as stream:\n        stream.write(content)',
+        after="Path(path).parent.mkdir(parents=True, exist_ok=True)\n    Path(path).write_bytes(content)",
+        tests=("tests/test_whole_writing.py::test_file_of_a_killed_writer_is_the_old_or_the_new",),
+    ),
+    Fault(
+        name="old directory removed before the new one is in place",
+        promises=("F02", "F04"),
+        file="writing.py",
+        before="            _remove(retired)\n            target.rename(retired)\n            try:",
+        after="            _remove(target)\n            try:",
+        tests=("tests/test_whole_writing.py::test_directory_of_a_killed_writer_is_the_old_or_the_new",),
+    ),
+    Fault(
+        name="file not brought to the disk before it gets its name",
+        promises=("F02",),
+        file="writing.py",
+        before="        _flush(work)\n",
+        after="",
+        tests=("tests/test_whole_writing.py::test_everything_is_on_the_disk_before_it_gets_its_name",),
+    ),
+    Fault(
+        name="unfinished file left behind after an error",
+        promises=("F04",),
+        file="writing.py",
+        before="that failure is the one to report\n            work.unlink()",
+        after="that failure is the one to report\n            work.with_suffix('').unlink()",
+        tests=("tests/test_whole_writing.py::test_error_of_the_writer_itself_passes_and_leaves_nothing",),
+    ),
+)
