@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,16 @@ FORMAT = "convpeft-adapter"
 FORMAT_VERSION = 1
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+_TYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+)
 _LARGEST_CONFIG = 64 * 2**20  # bytes; a thousand times what the largest network needs
 
 
@@ -43,6 +54,8 @@ def read_adapter(path: str | Path) -> AdapterFile:
     directory = find_adapter(path)
     config = _read_config(directory / CONFIG)
     try:
+        if not (directory / WEIGHTS).is_file():  # a named pipe would be waited for
+            raise ValueError("there is no such file")
         tensors = load_file(directory / WEIGHTS)
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise AdapterFileError(
@@ -56,6 +69,10 @@ def read_adapter(path: str | Path) -> AdapterFile:
         if keys:
             raise AdapterFileError(f"{directory / WEIGHTS} {problem} tensor {min(keys)!r}. Get the file again.")
     for key, tensor in tensors.items():
+        if tensor.dtype not in _TYPES:
+            raise AdapterFileError(
+                f"{directory / WEIGHTS}: tensor {key!r} holds {tensor.dtype}, as no adapter does. Get the file again."
+            )
         if tensor_digest(tensor) != digests[key]:
             raise AdapterFileError(
                 f"{directory / WEIGHTS}: tensor {key!r} is not the one that was saved. Get the file again."
@@ -63,6 +80,14 @@ def read_adapter(path: str | Path) -> AdapterFile:
         if not torch.isfinite(tensor).all():
             raise AdapterFileError(
                 f"{directory / WEIGHTS}: tensor {key!r} holds NaN or infinity. Train the adapter again."
+            )
+    for part in config["parts"]:  # else a false number of classes would be made room for
+        key = f"{part['path']}:{part['part']}.weight"
+        head = tensors.get(key)
+        if part["part"] == "head" and (head is None or head.shape[:1] != (config["num_classes"],)):
+            raise AdapterFileError(
+                f"{directory}: tells of {config['num_classes']} classes, but {key!r} is no head of as many. "
+                "Get the file again."
             )
     return AdapterFile(directory, config, tensors)
 
@@ -74,12 +99,13 @@ def find_adapter(path: str | Path) -> Path:
         AdapterFileError: If there is none.
     """
     given = Path(path)
-    for directory in (given, given / "adapter"):
-        found = standing(directory)
-        if (found / CONFIG).is_file():
-            return found
+    with suppress(OSError, ValueError):  # a name that the system cannot have
+        for directory in (given, given / "adapter"):
+            found = standing(directory)
+            if (found / CONFIG).is_file():
+                return found
     raise AdapterFileError(
-        f"{given}: holds no adapter, expected a directory with {CONFIG} and {WEIGHTS}, or a run with one."
+        f"{one_line(given)}: holds no adapter, expected a directory with {CONFIG} and {WEIGHTS}, or a run with one."
     )
 
 
@@ -89,16 +115,18 @@ def write_adapter(target: Path, config: Mapping[str, Any], tensors: Mapping[str,
     Raises:
         AdapterFileError: If the directory holds something else or cannot be written.
     """
-    if target.exists() and (not target.is_dir() or any(f.name not in (CONFIG, WEIGHTS) for f in target.iterdir())):
-        raise AdapterFileError(f"{target}: exists and is not an adapter, so it is not replaced. Choose another path.")
     try:
+        if target.exists() and (not target.is_dir() or any(f.name not in (CONFIG, WEIGHTS) for f in target.iterdir())):
+            raise AdapterFileError(
+                f"{target}: exists and is not an adapter, so it is not replaced. Choose another path."
+            )
         with whole_directory(target) as work:
             save_file(dict(tensors), work / WEIGHTS, metadata={"format": "pt"})
             whole = dict(config) | {"digest": description_digest(config)}
             (work / CONFIG).write_text(json.dumps(whole, sort_keys=True, ensure_ascii=False), encoding="utf-8")
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:  # ValueError for a name with a zero byte
         raise AdapterFileError(
-            f"{target}: cannot be written ({one_line(error)}). Free space or choose another path."
+            f"{one_line(target)}: cannot be written ({one_line(error)}). Free space or choose another path."
         ) from None
     return target
 
@@ -150,6 +178,9 @@ def _check_types(config: dict[str, Any]) -> None:
     ]
     if not all(isinstance(each, str) for each in strings) or not isinstance(config["base"].get("tensors"), dict):
         raise ValueError("field 'classes', 'base' or 'tensors' holds a value of the wrong type")
+    for name in config["classes"] or []:
+        if not name.isprintable():
+            raise ValueError(f"class {name!r} is not printable text")
     if config["norm"] not in ("frozen", "adapt", "train"):
         raise ValueError(f"field 'norm' holds {config['norm']!r}, expected frozen, adapt or train")
     if None not in (config["classes"], config["num_classes"]) and len(config["classes"]) != config["num_classes"]:
@@ -157,6 +188,8 @@ def _check_types(config: dict[str, Any]) -> None:
     for part in config["parts"]:
         if not isinstance(part, dict) or not isinstance(part.get("path"), str) or not isinstance(part.get("part"), str):
             raise ValueError("field 'parts' holds an entry without path or part")
+        if part["part"].startswith("head@"):
+            raise ValueError(f"field 'parts' holds a part {part['part']!r}")
 
 
 def description_digest(config: Mapping[str, Any]) -> str:
@@ -165,6 +198,6 @@ def description_digest(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def one_line(error: BaseException) -> str:
-    """An error's text without line breaks, at most 300 characters."""
+def one_line(error: object) -> str:
+    """The text of an error or a path without line breaks, at most 300 characters."""
     return " ".join(str(error).split())[:300]

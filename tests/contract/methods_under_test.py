@@ -18,7 +18,8 @@ from convpeft.adapters import Branch, complete_options, method_class
 METHODS = convpeft.list_methods()
 
 # A norm-tuning adapter of a network without norms has nothing to hold; the head makes it one all the same.
-# A fifth of the profile's examples, for what is no statement about every geometry.
+# For what is promised of every network, but not on a thousand; and for what is no statement about every geometry.
+AT_MOST_200 = settings(max_examples=min(200, settings().max_examples))
 FEWER = settings(max_examples=max(4, settings().max_examples // 5))
 
 RANK = {"rank": st.integers(1, 12)}

@@ -1,6 +1,7 @@
 """C08: a damaged adapter file is refused, whatever was done to it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from contract.saved_networks import network, trained
 from convpeft.adapter_file import description_digest
 from convpeft.fingerprints import tensor_digest
 
-pytestmark = pytest.mark.contract
+pytestmark = [pytest.mark.contract, pytest.mark.promise("C08")]
 SHARED_FOLDER = settings(FEWER, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
@@ -56,10 +57,12 @@ def refused(folder: Path) -> str:
     return str(refusal.value)
 
 
+@pytest.mark.promise("C08")
 def test_pristine_file_loads(victim: Path) -> None:
     convpeft.load(network(), victim)
 
 
+@pytest.mark.promise("C08")
 @pytest.mark.parametrize("told", [False, True], ids=["behind its back", "in the description too"])
 def test_each_tensor_deleted_is_refused(victim: Path, told: bool) -> None:
     config, tensors = files_of(victim)
@@ -70,6 +73,7 @@ def test_each_tensor_deleted_is_refused(victim: Path, told: bool) -> None:
         assert repr(key) in refused(victim)
 
 
+@pytest.mark.promise("C08")
 @pytest.mark.parametrize("told", [False, True], ids=["behind its back", "in the description too"])
 def test_each_tensor_renamed_is_refused(victim: Path, told: bool) -> None:
     config, tensors = files_of(victim)
@@ -80,6 +84,7 @@ def test_each_tensor_renamed_is_refused(victim: Path, told: bool) -> None:
         assert key in refused(victim)
 
 
+@pytest.mark.promise("C08")
 def test_each_tensor_transposed_is_refused(victim: Path) -> None:
     config, tensors = files_of(victim)
     matrices = [key for key, value in tensors.items() if value.ndim > 1]
@@ -89,6 +94,7 @@ def test_each_tensor_transposed_is_refused(victim: Path) -> None:
         assert repr(key) in refused(victim)
 
 
+@pytest.mark.promise("C08")
 def test_each_tensor_of_another_shape_or_type_is_refused(victim: Path) -> None:
     config, tensors = files_of(victim)
     for key, value in tensors.items():
@@ -98,6 +104,7 @@ def test_each_tensor_of_another_shape_or_type_is_refused(victim: Path) -> None:
             assert key in refused(victim)
 
 
+@pytest.mark.promise("C08")
 def test_each_tensor_duplicated_under_another_name_is_refused(victim: Path) -> None:
     config, tensors = files_of(victim)
     for key, value in tensors.items():
@@ -108,6 +115,7 @@ def test_each_tensor_duplicated_under_another_name_is_refused(victim: Path) -> N
         assert f"{key}.copy" in refused(victim)
 
 
+@pytest.mark.promise("C08")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_each_tensor_that_is_not_finite_is_refused(victim: Path, value: float) -> None:
     config, tensors = files_of(victim)
@@ -120,6 +128,7 @@ def test_each_tensor_that_is_not_finite_is_refused(victim: Path, value: float) -
             assert "NaN or infinity" in refused(victim)
 
 
+@pytest.mark.promise("C08")
 def test_each_changed_digest_is_refused(victim: Path) -> None:
     config, tensors = files_of(victim)
     for key, digest in config["tensors"].items():
@@ -128,6 +137,7 @@ def test_each_changed_digest_is_refused(victim: Path) -> None:
         assert repr(key) in refused(victim)
 
 
+@pytest.mark.promise("C08")
 def test_each_tensor_changed_by_one_bit_is_refused(victim: Path) -> None:
     file = victim / "adapter_model.safetensors"
     data = bytearray(file.read_bytes())
@@ -139,12 +149,42 @@ def test_each_tensor_changed_by_one_bit_is_refused(victim: Path) -> None:
         refused(victim)
 
 
+@pytest.mark.promise("C08")
 def test_each_byte_of_the_description_changed_is_refused(victim: Path) -> None:
     file = victim / "adapter_config.json"
     text = file.read_bytes()
     for position in range(0, len(text), 23):
         file.write_bytes(text[:position] + bytes([text[position] ^ 1]) + text[position + 1 :])
         refused(victim)
+
+
+@pytest.mark.promise("C08")
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "complex64", "int8"])
+def test_tensor_of_a_type_that_no_adapter_has_is_refused(victim: Path, name: str) -> None:
+    config, tensors = files_of(victim)
+    key, value = next((key, value) for key, value in tensors.items() if value.ndim > 1)
+    altered = value.to(getattr(torch, name))
+    rewrite(victim, config | {"tensors": config["tensors"] | {key: tensor_digest(altered)}}, tensors | {key: altered})
+    assert "as no adapter does" in refused(victim)
+
+
+def test_more_classes_than_the_head_has_are_refused_before_room_is_made(victim: Path) -> None:
+    config, tensors = files_of(victim)
+    rewrite(victim, config | {"num_classes": 10**9, "classes": None}, tensors)
+    assert "tells of 1000000000 classes, but '9:head.weight' is no head of as many" in refused(victim)
+
+
+def test_head_under_another_name_is_refused(victim: Path) -> None:
+    config, tensors = files_of(victim)
+    parts = [part | {"part": "head@weight"} if part["part"] == "head" else part for part in config["parts"]]
+    rewrite(victim, config | {"parts": parts}, tensors)
+    assert "holds a part 'head@weight'" in refused(victim)
+
+
+def test_named_pipe_in_place_of_the_tensors_is_refused(victim: Path) -> None:
+    (victim / "adapter_model.safetensors").unlink()
+    os.mkfifo(victim / "adapter_model.safetensors")
+    assert "there is no such file" in refused(victim)
 
 
 def test_two_tensors_swapped_are_refused(victim: Path) -> None:
@@ -154,12 +194,14 @@ def test_two_tensors_swapped_are_refused(victim: Path) -> None:
     refused(victim)
 
 
+@pytest.mark.promise("C08")
 @pytest.mark.parametrize("missing", ["adapter_model.safetensors", "adapter_config.json"])
 def test_missing_file_is_refused(victim: Path, missing: str) -> None:
     (victim / missing).unlink()
     refused(victim)
 
 
+@pytest.mark.promise("C08")
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
 @pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"[]", b"{}", b"null", b"\xff\xfe", b"[" * 100_000])
 def test_unreadable_file_is_refused(victim: Path, file: str, content: bytes) -> None:
@@ -167,6 +209,7 @@ def test_unreadable_file_is_refused(victim: Path, file: str, content: bytes) -> 
     refused(victim)
 
 
+@pytest.mark.promise("C08")
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -185,6 +228,7 @@ def test_unreadable_file_is_refused(victim: Path, file: str, content: bytes) -> 
         ("num_classes", 10**12),
         ("num_classes", "4"),
         ("num_classes", 5),
+        ("classes", [*"abcde", "\x1b[2J"]),
         ("classes", [1, 2]),
         ("classes", ["only one"]),
         ("parts", {}),
@@ -204,6 +248,7 @@ def test_description_with_a_wrong_field_is_refused(victim: Path, field: str, val
     refused(victim)
 
 
+@pytest.mark.promise("C08")
 @pytest.mark.parametrize(
     "field",
     ["format", "format_version", "method", "options", "norm", "num_classes", "classes", "parts", "base", "tensors"],
@@ -215,6 +260,7 @@ def test_description_without_a_field_is_refused(victim: Path, field: str) -> Non
     refused(victim)
 
 
+@pytest.mark.promise("C08")
 def test_each_part_moved_to_another_layer_or_dropped_is_refused(victim: Path) -> None:
     config, tensors = files_of(victim)
     for index, part in enumerate(config["parts"]):
@@ -245,6 +291,7 @@ ANYTHING = st.recursive(
 )
 
 
+@pytest.mark.promise("C08")
 @SHARED_FOLDER
 @given(data=st.data())
 def test_any_field_of_any_value_loads_or_is_refused(victim: Path, pristine: Path, data: st.DataObject) -> None:

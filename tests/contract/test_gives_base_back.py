@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import convpeft
-from contract.methods_under_test import MAPS, METHODS, attach_anything, holds_branch, options_for, train_steps
+from contract.methods_under_test import (
+    AT_MOST_200,
+    MAPS,
+    METHODS,
+    attach_anything,
+    holds_branch,
+    options_for,
+    train_steps,
+)
 from contract.networks import Plan, plans, randomise
 from measuring import counted
 
@@ -37,6 +45,7 @@ def types_of(model: nn.Module) -> list[tuple[str, type]]:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@AT_MOST_200
 @given(plan=plans(), data=st.data())
 def test_disabled_gives_the_base_output(method: str, plan: Plan, data: st.DataObject) -> None:
     model, x = plan.build(), plan.example()
@@ -53,6 +62,7 @@ def test_disabled_gives_the_base_output(method: str, plan: Plan, data: st.DataOb
 
 
 @pytest.mark.parametrize("method", METHODS)
+@AT_MOST_200
 @given(plan=plans(), data=st.data())
 def test_detach_gives_the_base_back(method: str, plan: Plan, data: st.DataObject) -> None:
     model, x = plan.build(), plan.example()
@@ -70,6 +80,7 @@ def test_detach_gives_the_base_back(method: str, plan: Plan, data: st.DataObject
 
 
 @pytest.mark.parametrize("method", MAPS)
+@AT_MOST_200
 @given(plan=plans(), data=st.data())
 def test_merged_copy_leaves_the_model_as_it_was(method: str, plan: Plan, data: st.DataObject) -> None:
     model, x = plan.build(), plan.example()
@@ -84,6 +95,7 @@ def test_merged_copy_leaves_the_model_as_it_was(method: str, plan: Plan, data: s
 
 
 @pytest.mark.parametrize("method", MAPS)
+@AT_MOST_200
 @given(plan=plans(), data=st.data())
 def test_merged_model_has_the_base_types_and_keys(method: str, plan: Plan, data: st.DataObject) -> None:
     model = plan.build()

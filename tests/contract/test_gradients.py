@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import convpeft
-from contract.methods_under_test import METHODS, attach_anything, methods_for, options_for
+from contract.methods_under_test import AT_MOST_200, METHODS, attach_anything, methods_for, options_for
 from contract.networks import Geometry, Plan, geometries, plans, randomise
 from measuring import counted
 
@@ -32,6 +32,7 @@ def assert_gradients_are_right(layer: nn.Module, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("method", methods_for("conv"))
+@AT_MOST_200
 @given(geometry=geometries(), data=st.data(), seed=st.integers(0, 2**20))
 def test_gradients_of_an_adapted_convolution_are_right(
     method: str, geometry: Geometry, data: st.DataObject, seed: int
@@ -65,6 +66,7 @@ def test_gradients_through_a_norm_are_right(norm: nn.Module, training: bool, pol
 
 
 @pytest.mark.parametrize("method", METHODS)
+@AT_MOST_200
 @given(plan=plans(), classes=st.sampled_from([None, 4]))
 def test_count_is_the_number_of_trainable_numbers(method: str, plan: Plan, classes: int | None) -> None:
     model = plan.build()
@@ -79,6 +81,7 @@ def test_count_is_the_number_of_trainable_numbers(method: str, plan: Plan, class
 
 
 @pytest.mark.parametrize("method", METHODS)
+@AT_MOST_200
 @given(plan=plans())
 def test_every_trainable_number_moves(method: str, plan: Plan) -> None:
     model, x = plan.build().train(), plan.example()

@@ -52,6 +52,7 @@ def test_missing_file_is_a_named_error(tmp_path):
         read_idx(tmp_path / "nowhere", dimensions=3)
 
 
+@pytest.mark.promise("B03")
 def test_packed_zeros_are_refused_before_they_are_unpacked(tmp_path):
     buffer = io.BytesIO()
     with gzip.GzipFile(fileobj=buffer, mode="wb") as packed:
@@ -61,6 +62,15 @@ def test_packed_zeros_are_refused_before_they_are_unpacked(tmp_path):
         read_idx(tmp_path / "x.gz", dimensions=3)
 
 
+@pytest.mark.promise("B03")
+def test_member_packed_in_another_way_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("images", idx_bytes(IMAGES))
+    with pytest.raises(DataError, match=r"packed in a way that no data set is \(number 12\)"):
+        read_idx(tmp_path / "x.zip", dimensions=3, member="images")
+
+
+@pytest.mark.promise("S02")
 def test_mutated_files_raise_only_our_own_error(tmp_path):
     rng = np.random.default_rng(0)
     for suffix in ("", ".gz"):

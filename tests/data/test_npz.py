@@ -40,6 +40,7 @@ def test_official_form_is_read_as_it_is(path):
     assert dataset.classes == ("0", "1")
 
 
+@pytest.mark.promise("C14")
 def test_labels_may_be_flat_and_images_coloured(path):
     arrays = medmnist(train_labels=np.arange(20) % 2, train_images=RNG.integers(0, 256, (20, 9, 7, 3), dtype=np.uint8))
     assert load_data(save(path, arrays)).train.images[0].shape == (9, 7, 3)
@@ -51,6 +52,7 @@ def test_missing_splits_are_made(path):
     assert [len(split) for split in dataset.splits().values()] == [14, 2, 4]
 
 
+@pytest.mark.promise("C14")
 def test_labels_with_gaps_are_named_by_themselves(path):
     arrays = medmnist()
     for split in ("train", "val", "test"):
@@ -66,6 +68,7 @@ def test_class_names_come_from_the_file(path):
     assert "class 'unclear': no images in any split" in dataset.notes
 
 
+@pytest.mark.promise("C14")
 def test_name_without_images_shifts_no_label(path):
     arrays = medmnist()
     for split in ("train", "val", "test"):
@@ -97,6 +100,12 @@ def test_array_in_column_order_keeps_its_places(path):
         ({"classes": np.array(["one"])}, "labels run from 0 to 1, but classes has 1 names"),
         ({"classes": np.array(["one", "one"])}, "expected a list of distinct names"),
         ({"classes": np.array([1, 2])}, "expected a list of distinct names"),
+        ({"classes": np.array(["a", "\x1b[2J"])}, r"class '\\x1b\[2J' is not printable text. Rename the class"),
+        ({"classes": np.array(["a", ""])}, "class '' is not printable text"),
+        ({"classes": np.array([0x110000, 1], np.uint32).view("<U1")}, "expected a list of distinct names"),
+        ({"train_labels": np.full(20, np.inf)}, "train_labels hold inf, which is no label"),
+        ({"train_labels": np.full(20, 1e300)}, r"train_labels hold 1e\+300, which is no label"),
+        ({"train_labels": np.full(20, 2**64 - 1, np.uint64)}, "which is no label. Number the classes"),
     ],
 )
 def test_other_form_is_a_named_error(path, changes, message):
@@ -104,6 +113,7 @@ def test_other_form_is_a_named_error(path, changes, message):
         load_data(save(path, medmnist(**changes)))
 
 
+@pytest.mark.promise("S01")
 def test_pickled_objects_are_refused_unread(path):
     np.savez(path, **medmnist(train_labels=None), train_labels=np.array([None] * 20), allow_pickle=True)
     with pytest.raises(DataError, match=r"train_labels.npy holds Python objects"):
@@ -126,6 +136,7 @@ def write_member(path: Path, name: str, shape: tuple[int, ...], content: bytes) 
     return f"npz:{path}"
 
 
+@pytest.mark.promise("B03")
 def test_bomb_is_refused_before_it_goes_off(path):
     spec = write_member(path, "train_images", (100_000, 28, 28), bytes(78_400_000))
     start = time.perf_counter()
@@ -139,6 +150,17 @@ def test_header_that_claims_more_than_the_member_holds_is_refused(path):
         load_data(write_member(path, "train_images", (10**6, 10**6), bytes(100)))
 
 
+@pytest.mark.promise("B03")
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_member_packed_in_another_way_is_refused(path, method):
+    """These give all that is in a piece at once, whatever the member claims to hold."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("train_images.npy", b"x" * 100)
+    with pytest.raises(DataError, match=f"packed in a way that no data set is .number {method}"):
+        load_data(f"npz:{path}")
+
+
+@pytest.mark.promise("S02")
 def test_mutated_files_raise_only_our_own_error(path):
     spec = save(path, medmnist())
     content = path.read_bytes()

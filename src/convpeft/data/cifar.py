@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
+import lzma
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 
 from convpeft.data.datasets import Parts, Split, array_split
 from convpeft.data.downloads import PublicFile, cache_directory, fetch
 from convpeft.data.folders import load_folder
+from convpeft.data.limits import check_expansion
 from convpeft.data.pickles import read_plain_pickle
+from convpeft.data.quoting import reason
 from convpeft.errors import DataError
 
 _SHAPE = (3, 32, 32)
 _MAX_FILE_BYTES = 256 << 20
 _MAX_MEMBERS = 64
+_CHUNK_BYTES = 1 << 16  # more than any header of a tar needs
 
 
 @dataclass(frozen=True)
@@ -123,22 +130,72 @@ def _read_archive(archive: Path, release: _Release) -> dict[str, bytes]:
     wanted = {f"{release.folder}/{name}": name for name in (*release.train, *release.test)}
     contents: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive, "r:*") as packed:
+        with (
+            archive.open("rb") as stored,
+            _unpacked(stored) as stream,
+            tarfile.open(fileobj=_Bounded(stream, f"data '{archive}'", archive.stat().st_size), mode="r:") as packed,
+        ):
             for count, member in enumerate(packed):
                 if count > _MAX_MEMBERS or member.size > _MAX_FILE_BYTES:
                     raise DataError(f"data '{archive}': is larger than CIFAR can be. Get the official archive again.")
-                handle = packed.extractfile(member) if member.name in wanted and member.isfile() else None
+                handle = packed.extractfile(member) if member.name in wanted and member.isreg() else None
                 if handle is not None:
-                    contents[wanted[member.name]] = handle.read()
+                    contents[wanted[member.name]] = _whole(handle)
     except DataError:
         raise
     # tarfile, gzip and zlib raise errors of many kinds for a damaged archive.
     except Exception as error:
-        raise DataError(f"data '{archive}': cannot be unpacked ({error}). Get the official archive again.") from error
+        raise DataError(
+            f"data '{archive}': cannot be unpacked ({reason(error)}). Get the official archive again."
+        ) from error
     missing = sorted(set(wanted.values()) - set(contents))
     if missing:
         raise DataError(f"data '{archive}': has no {release.folder}/{missing[0]}. Get the official archive again.")
     return contents
+
+
+def _whole(handle: IO[bytes]) -> bytes:
+    """Everything in a member, piece by piece."""
+    content = bytearray()
+    while chunk := handle.read(_CHUNK_BYTES):
+        content += chunk
+    return bytes(content)
+
+
+def _unpacked(stored: IO[bytes]) -> IO[bytes]:
+    """The plain tar in a file, by how the file begins."""
+    head = stored.read(6)
+    stored.seek(0)
+    if head[:2] == b"\x1f\x8b":
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=stored))
+    if head[:3] == b"BZh":
+        return cast("IO[bytes]", bz2.BZ2File(stored))
+    return cast("IO[bytes]", lzma.LZMAFile(stored)) if head == b"\xfd7zXZ\0" else stored
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that gives no more at once than a piece, and no more in all than CIFAR has."""
+
+    def __init__(self, stream: IO[bytes], where: str, stored: int) -> None:
+        self._stream, self._where, self._stored = stream, where, stored
+
+    def read(self, size: int = -1, /) -> bytes:
+        if not 0 <= size <= _CHUNK_BYTES:
+            raise DataError(f"{self._where}: has a header larger than any of CIFAR's. Get the official archive again.")
+        self._reach(self._stream.tell() + size)
+        return self._stream.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._reach(offset)
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def _reach(self, place: int) -> None:
+        check_expansion(self._where, place, self._stored)
+        if place > _MAX_FILE_BYTES:
+            raise DataError(f"{self._where}: is larger than CIFAR can be. Get the official archive again.")
 
 
 def _batch(content: bytes, where: str, release: _Release) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], Sequence[int]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from convpeft.data.datasets import FileImages, Parts, Split
 from convpeft.data.images import SUFFIXES, broken_pictures, find_fault
+from convpeft.data.quoting import check_names, plainly, quoted
 from convpeft.data.tables import SPLIT_WORDS, TABLE_NAME, Row, read_table
 from convpeft.errors import DataError, OptionError
 
@@ -59,7 +60,13 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     ['2', '10', 'a', 'b1']
     """
     pieces = re.findall(r"[0-9]+|[^0-9]+", name)
-    return (*((0, int(p), p) if p[0] in "0123456789" else (1, 0, p) for p in pieces),)
+    return (*((0, *_number_key(p)) if p[0] in "0123456789" else (1, 0, p) for p in pieces),)
+
+
+def _number_key(digits: str) -> tuple[int, str]:
+    """Order numbers of any length, which int() does not take; equal ones by their leading zeros."""
+    number = digits.lstrip("0")
+    return len(number), f"{number} {digits}"
 
 
 def _walk(root: Path, notes: list[str]) -> list[Row]:
@@ -119,11 +126,12 @@ def _pictures(folder: Path) -> tuple[list[Path], int]:
 def _class_names(root: Path, rows: Iterable[Row], official: Sequence[str] | None) -> tuple[str, ...]:
     found = {row.name for row in rows}
     if official is None:
+        check_names(f"folder '{root}'", found)
         return tuple(sorted(found, key=natural_key))
     strange = sorted(found - set(official))
     if strange:
         raise DataError(
-            f"folder '{root}': class folder '{strange[0]}' is none of the {len(official)} official classes "
+            f"folder '{root}': class folder {quoted(strange[0])} is none of the {len(official)} official classes "
             f"({', '.join(official[:3])}, ...). Rename it or read it with folder:."
         )
     return tuple(official)
@@ -139,7 +147,7 @@ def _opening(root: Path, rows: list[Row], skip_broken: bool, notes: list[str]) -
         if fault is None:
             good.append(row)
         else:
-            broken.append(f"{_relative(root, row.path)} {fault}")
+            broken.append(f"{plainly(_relative(root, row.path))} {fault}")
     if broken and not skip_broken:
         raise broken_pictures(f"folder '{root}'", broken, len(rows))
     if broken:

@@ -11,7 +11,8 @@ from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
 
-from convpeft.data.limits import check_expansion
+from convpeft.data.limits import check_expansion, check_packing
+from convpeft.data.quoting import reason
 from convpeft.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,13 +41,16 @@ def read_idx(path: Path, *, dimensions: int, member: str | None = None) -> NDArr
         if member is None:
             with path.open("rb") as stored:
                 return _read(where, _unpacked(stored, path.name), path.stat().st_size, dimensions)
-        with zipfile.ZipFile(path) as archive, archive.open(member) as stored:
-            return _read(where, _unpacked(stored, member), archive.getinfo(member).compress_size, dimensions)
+        with zipfile.ZipFile(path) as archive:
+            info = archive.getinfo(member)
+            check_packing(where, [info])
+            with archive.open(info) as stored:
+                return _read(where, _unpacked(stored, member), info.compress_size, dimensions)
     except DataError:
         raise
     # gzip, lzma and zipfile raise errors of a dozen kinds for damaged files.
     except Exception as error:
-        raise DataError(f"{where}: cannot be read ({error}). Get the file again.") from error
+        raise DataError(f"{where}: cannot be read ({reason(error)}). Get the file again.") from error
 
 
 def _unpacked(stored: IO[bytes], name: str) -> IO[bytes]:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from convpeft.data.quoting import plainly, reason
 from convpeft.errors import DataError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class ImageError(DataError):
     """One picture cannot be read; `fault` says why without naming it."""
 
     def __init__(self, name: str, fault: str, remedy: str) -> None:
-        super().__init__(f"image '{name}': {fault}. {remedy}")
+        super().__init__(f"image '{plainly(name)}': {fault}. {remedy}")
         self.fault = fault
 
 
@@ -112,8 +113,7 @@ def _blaming(source: str | Path | BinaryIO) -> Generator[None]:
         raise ImageError(name, str(error), error.remedy) from None
     # Damaged files make Pillow raise almost anything, from SyntaxError to struct.error.
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ImageError(name, f"is damaged ({reason})", "Replace or remove the file.") from error
+        raise ImageError(name, f"is damaged ({reason(error)})", "Replace or remove the file.") from error
 
 
 def _open(source: str | Path | BinaryIO, max_pixels: int) -> PillowImage:

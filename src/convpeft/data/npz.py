@@ -10,13 +10,15 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from convpeft.data.datasets import SPLITS, Parts, Split, array_split
-from convpeft.data.limits import check_expansion
+from convpeft.data.limits import check_expansion, check_packing
+from convpeft.data.quoting import check_names, reason
 from convpeft.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MAX_HEADER_BYTES = 4096
+_MAX_LABEL = 2**53  # what a float holds exactly; labels beyond it are damage
 
 
 def load_npz(path: Path) -> Parts:
@@ -37,7 +39,7 @@ def load_npz(path: Path) -> Parts:
         raise
     # A damaged archive raises errors of many kinds: BadZipFile, zlib.error, ValueError, NotImplementedError, ...
     except Exception as error:
-        raise DataError(f"{where}: cannot be read ({error}). Get the file again.") from error
+        raise DataError(f"{where}: cannot be read ({reason(error)}). Get the file again.") from error
     names = arrays.pop("classes", None)
     found = {split: _labels(where, split, arrays) for split in SPLITS if f"{split}_images" in arrays}
     if "train" not in found:
@@ -57,6 +59,7 @@ def load_npz(path: Path) -> Parts:
 def _read_arrays(where: str, archive: zipfile.ZipFile, stored: int) -> dict[str, NDArray[np.generic]]:
     wanted = {f"{split}_{kind}.npy" for split in SPLITS for kind in ("images", "labels")} | {"classes.npy"}
     members = [info for info in archive.infolist() if info.filename in wanted]
+    check_packing(where, members)
     check_expansion(where, sum(info.file_size for info in members), stored)
     arrays: dict[str, NDArray[np.generic]] = {}
     for info in members:
@@ -94,24 +97,38 @@ def _labels(where: str, split: str, arrays: dict[str, NDArray[np.generic]]) -> N
             "Only one label an image is supported: keep one column."
         )
     labels = labels.reshape(-1)
-    if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels.astype(np.float64))):
-        labels = labels.astype(np.int64)
-    if labels.dtype.kind not in "iub":
+    number = labels.dtype.kind in "iubf"
+    exact = labels.astype(np.float64) if number else np.full(1, np.nan)
+    if not np.array_equal(exact, np.rint(exact)):
         raise DataError(f"{where}: {split}_labels are {labels.dtype} with NaN or fractions, expected whole numbers.")
+    if np.abs(exact).max(initial=0) > _MAX_LABEL:
+        raise DataError(f"{where}: {split}_labels hold {np.abs(exact).max():g}, which is no label. Number the classes.")
     return labels.astype(np.int64)
 
 
 def _classes(where: str, names: NDArray[np.generic] | None, values: list[int]) -> tuple[str, ...]:
     if names is None:
         return tuple(str(value) for value in values)
-    if names.dtype.kind != "U" or names.ndim != 1 or len(set(names.tolist())) != len(names):
+    told = _told(names)
+    if told is None or len(set(told)) != len(told):
         raise DataError(f"{where}: classes is {names.dtype} {names.shape}, expected a list of distinct names as text.")
+    check_names(where, told)
     if values and not (values[0] >= 0 and values[-1] < len(names)):
         raise DataError(
             f"{where}: labels run from {values[0]} to {values[-1]}, but classes has {len(names)} names. "
             "Add the missing names."
         )
-    return tuple(str(name) for name in names)
+    return told
+
+
+def _told(names: NDArray[np.generic]) -> tuple[str, ...] | None:
+    """The names as text; None where they are none."""
+    if names.dtype.kind != "U" or names.ndim != 1:
+        return None
+    try:
+        return tuple(str(name) for name in names)
+    except (SystemError, ValueError):  # a number that is no character
+        return None
 
 
 def _images(where: str, split: str, images: NDArray[np.generic], count: int) -> NDArray[np.uint8]:

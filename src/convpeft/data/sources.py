@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from convpeft.data.datasets import Dataset, Parts
 from convpeft.data.folders import load_folder
 from convpeft.data.glyphs import GLYPH_SETS, load_glyphs
 from convpeft.data.npz import load_npz
-from convpeft.data.splits import complete
+from convpeft.data.splits import as_found, complete
 from convpeft.errors import OptionError, nearest
 
 
@@ -43,7 +44,7 @@ class _Request:
 
     def root(self) -> Path | None:
         """The path after the colon, None for the cache."""
-        return Path(self.argument).expanduser() if self.argument else None
+        return _path(self.argument) if self.argument else None
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def load_data(
     limit: int | None = None,
     fold: int | None = None,
     skip_broken: bool = False,
+    whole: bool = False,
 ) -> Dataset:
     """Load a data set and make the splits it lacks.
 
@@ -131,6 +133,8 @@ def load_data(
         limit: At most this many training images, stratified by class.
         fold: Which fold of a labels.csv is the test split; the next one is validation.
         skip_broken: Leave pictures out that cannot be read and count them in the notes.
+        whole: Take the images as they are, to measure a model on them: splits that are not there stay empty, and
+            one class or one image is enough.
 
     Raises:
         OptionError: If the spec or an option is not one; the nearest spec is named.
@@ -147,7 +151,22 @@ def load_data(
     if fold is not None and not source.info.pattern.startswith("folder:"):
         raise OptionError(f"fold={fold}: only folder: sources with a labels.csv have folds, not '{spec}'.")
     parts = source.load(_Request(argument, fold, skip_broken))
+    if whole:
+        return as_found(spec, parts)
     return complete(spec, parts, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, limit=limit)
+
+
+def _path(text: str) -> Path:
+    """The path, with "~" as the home directory; as it is where there is no such home."""
+    with suppress(RuntimeError):
+        return Path(text).expanduser()
+    return Path(text)
+
+
+def _exists(text: str) -> bool:
+    with suppress(OSError, ValueError):  # a name that the system cannot have
+        return _path(text).exists()
+    return False
 
 
 def _parse(spec: str) -> tuple[_Source, str]:
@@ -156,7 +175,7 @@ def _parse(spec: str) -> tuple[_Source, str]:
     name, colon, argument = spec.partition(":")
     source = _SOURCES.get(name)
     if source is None:
-        if spec and not colon and Path(spec).expanduser().exists():
+        if spec and not colon and _exists(spec):
             raise OptionError(f"data '{spec}': is a path, expected a spec. Write 'folder:{spec}' or 'npz:{spec}'.")
         raise OptionError(f"data '{spec}': is no data spec. {nearest(spec, [info.pattern for info in list_sources()])}")
     if not argument and not source.info.needs_network:

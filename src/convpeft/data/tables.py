@@ -6,6 +6,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from convpeft.data.quoting import plainly, quoted, reason
 from convpeft.errors import DataError, OptionError
 
 TABLE_NAME = "labels.csv"
@@ -65,7 +66,7 @@ def read_table(root: Path, *, fold: int | None = None) -> Table:
             columns = _find_columns(path, reader.fieldnames or ())
             cells = [(reader.line_num, {k: (line.get(c) or "").strip() for k, c in columns.items()}) for line in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"table '{path}': cannot be read ({error}). Save it as UTF-8 with commas.") from error
+        raise DataError(f"table '{path}': cannot be read ({reason(error)}). Save it as UTF-8 with commas.") from error
     if not cells:
         raise DataError(f"table '{path}': has a header but no rows. Add one row a picture.")
     split_of, note = _fold_splits(path, [c.get("fold") for _, c in cells], fold)
@@ -91,9 +92,10 @@ def _find_columns(path: Path, header: object) -> dict[str, str]:
         if found is not None:
             columns[key] = found
         elif key in ("file", "class"):
+            own = plainly(", ".join(names))[:300] or "none"
             raise DataError(
                 f"table '{path}': has no {key} column (one of {', '.join(choices)}); "
-                f"its columns are {', '.join(names) or 'none'}. Add it to the header."
+                f"its columns are {own}. Add it to the header."
             )
     return columns
 
@@ -124,14 +126,14 @@ def _named_split(word: str | None, where: str) -> str:
     try:
         return SPLIT_WORDS[word.lower()]
     except KeyError:
-        raise DataError(f"{where}: split '{word}' is unknown, expected train, val or test.") from None
+        raise DataError(f"{where}: split {quoted(word)} is unknown, expected train, val or test.") from None
 
 
 def _inside(root: Path, name: str, where: str) -> Path:
     """Join a file name to the root, refusing one that leads out of it."""
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     if posix.is_absolute() or windows.drive or ".." in windows.parts or "\0" in name:
-        raise DataError(f"{where}: file '{name}' leads outside the folder. Give a path below '{root}'.")
+        raise DataError(f"{where}: file {quoted(name)} leads outside the folder. Give a path below '{root}'.")
     return root / name
 
 
@@ -139,5 +141,5 @@ def _check_unique(path: Path, rows: list[Row]) -> None:
     seen: set[Path | None] = set()
     for row in rows:
         if row.path in seen:
-            raise DataError(f"table '{path}': lists '{row.path}' twice. Remove one of the rows.")
+            raise DataError(f"table '{path}': lists {quoted(row.path)} twice. Remove one of the rows.")
         seen.add(row.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -39,7 +40,11 @@ def read_weights(path: str | Path) -> StateDict:
         ModelError: If the file is missing, damaged, of another kind, or holds anything but finite tensors.
     """
     path = Path(path)
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError:  # a name that the system cannot have
+        found = False
+    if not found:
         raise ModelError(f"weights file {str(path)!r}: no such file; give the path of a .safetensors or .pth file.")
     if path.suffix == ".safetensors":
         content: object = _read_safetensors(path)
@@ -120,6 +125,7 @@ def _read_safetensors(path: Path) -> object:
 
 def _read_torch(path: Path) -> object:
     try:
+        _refuse_packed(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of old or odd files, which are then read or refused
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -130,6 +136,14 @@ def _read_torch(path: Path) -> object:
         ) from None
     except Exception as error:  # torch.load has no error of its own: a damaged file raises almost anything
         raise _damaged(path, error) from None
+
+
+def _refuse_packed(path: Path) -> None:
+    """torch.save stores its parts as they are; one that is packed may unpack into anything."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise ValueError("its parts are packed, as those of torch.save never are")
 
 
 def _damaged(path: Path, error: Exception) -> ModelError:
@@ -151,11 +165,24 @@ def _named_tensors(content: object, path: Path) -> StateDict:
         )
     state = cast("StateDict", dict(table))
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_quantized or tensor.layout != torch.strided or tensor.numel() > _stored(tensor):
+            raise ModelError(
+                f"weights file {str(path)!r}: tensor {_quoted(name)} is sparse, quantised or claims more numbers than "
+                "the file holds; save plain tensors."
+            )
+        wide = (
+            tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+        )  # 8 bits know no isfinite
+        if tensor.is_floating_point() and not bool(torch.isfinite(wide).all()):
             raise ModelError(f"weights file {str(path)!r}: tensor {_quoted(name)} holds NaN or infinity; get it again.")
     if all(name.startswith("module.") for name in state):
         return {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return state
+
+
+def _stored(tensor: Tensor) -> int:
+    """Numbers in the tensor's storage."""
+    return tensor.untyped_storage().nbytes() // tensor.itemsize
 
 
 def _is_counter(name: str) -> bool:

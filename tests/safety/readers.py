@@ -1,0 +1,362 @@
+"""Every reader of foreign files as one call on bytes: the attacks, the mutations and the fuzzer share this list."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load
+from torch import nn
+
+import convpeft
+from convpeft.adapter_file import CONFIG, WEIGHTS, description_digest, read_adapter
+from convpeft.commands.evaluating import _compare
+from convpeft.data import read_image
+from convpeft.data.characters import load_emnist
+from convpeft.data.cifar import CIFAR100, load_cifar
+from convpeft.data.folders import load_folder
+from convpeft.data.idx import read_idx
+from convpeft.data.images import find_fault
+from convpeft.data.npz import load_npz
+from convpeft.evaluation.inference import load_classifier
+from convpeft.fingerprints import tensor_digest
+from convpeft.models import load_model
+from convpeft.models.weights import read_weights
+from convpeft.planning import read_requests
+from convpeft.training.checkpoints import capture, read_checkpoint, reinstate, write_checkpoint
+from convpeft.training.locking import LOCK, lock_run
+from convpeft.training.recipe import make_recipe, parse_value, read_recipe
+from convpeft.training.runs import RECIPE
+from safety import samples
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One file that comes from elsewhere: where it lies, what lies beside it, and the call that reads it."""
+
+    name: str
+    covers: tuple[str, ...]  # the functions of src that open or decode it, as "module:function"
+    file: str
+    read: Callable[[Path], object]
+    seeds: Callable[[], dict[str, bytes]]  # small good files; the first one is what `prepare` fits
+    prepare: Callable[[Path], object] = lambda folder: None
+    sign: Callable[[bytes], bytes] = bytes  # what an attacker who knows the format does last
+
+    def opened(self, folder: Path) -> Callable[[bytes], object]:
+        """Lay out a folder once, and return the call that puts bytes into it and reads them."""
+        self.prepare(folder)
+        file = folder / self.file
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+        def run(content: bytes) -> object:
+            file.write_bytes(self.sign(content))
+            return self.read(folder)
+
+        return run
+
+
+def network() -> nn.Sequential:
+    """A base of a convolution, a norm and a head, always the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2)).eval()
+
+
+@cache
+def _saved(kind: str) -> dict[str, bytes]:
+    """Files of an adapter on the small base, or of one on a base that its own description builds."""
+    import tempfile
+
+    torch.manual_seed(0)
+    if kind == "built":
+        model, classes, options = load_model("small-cnn", pretrained=False), [str(n) for n in range(10)], {}
+        model.__dict__["_convpeft_source"] = model.__dict__["_convpeft_source"].__class__(
+            **(model.__dict__["_convpeft_source"].to_dict() | {"seed": 0})
+        )
+    else:
+        model, classes, options = network(), ["cat", "dog"], {"num_classes": 2, "norm": "adapt"}
+    convpeft.attach(model, "lora", rank=1, include=["conv"], **options)
+    with tempfile.TemporaryDirectory() as folder:
+        place = convpeft.save(model, Path(folder) / "adapter", classes=classes)
+        return {name: (place / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+
+
+def _prepare_adapter(kind: str, *names: str) -> Callable[[Path], object]:
+    def prepare(folder: Path) -> None:
+        (folder / "adapter").mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (folder / "adapter" / name).write_bytes(_saved(kind)[name])
+
+    return prepare
+
+
+_BASE: list[nn.Module] = []
+
+
+def _load_adapter(folder: Path) -> object:
+    """Load an adapter on the small base; the base is as it was after a refusal."""
+    file = read_adapter(folder / "adapter")
+    model = _BASE.pop() if _BASE else network()
+    keys = list(model.state_dict())
+    try:
+        convpeft.load(model, folder)
+    except convpeft.ConvpeftError:
+        assert list(model.state_dict()) == keys, "a refused adapter has changed the base"
+        _BASE.append(model)
+        raise
+    return file.config, {key: tensor_digest(value) for key, value in file.tensors.items()}
+
+
+def sign_description(content: bytes) -> bytes:
+    """Give a changed description the digest that belongs to it, as anybody can who knows the format."""
+    try:
+        config = json.loads(content)
+        return json.dumps(config | {"digest": description_digest(config)}).encode()
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return content
+
+
+def _load_classifier(folder: Path) -> object:
+    return load_classifier(folder / "adapter")
+
+
+def sign_tensors(folder: Path) -> None:
+    """Write the digests of altered tensors into the description beside them."""
+    tensors = load((folder / "adapter" / WEIGHTS).read_bytes())
+    config = json.loads(_saved("plain")[CONFIG])
+    config["tensors"] = {key: tensor_digest(value) for key, value in tensors.items()}
+    (folder / "adapter" / CONFIG).write_bytes(sign_description(json.dumps(config).encode()))
+
+
+def _load_signed_tensors(folder: Path) -> object:
+    try:
+        sign_tensors(folder)
+    except Exception:
+        (folder / "adapter" / CONFIG).write_bytes(_saved("plain")[CONFIG])
+    return _load_adapter(folder)
+
+
+def _checkpoint_model() -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = network()
+    convpeft.attach(model, "lora", rank=1, include=["conv"])
+    return model, torch.optim.AdamW(convpeft.param_groups(model), lr=0.1)
+
+
+@cache
+def _checkpoint() -> dict[str, bytes]:
+    import tempfile
+
+    torch.manual_seed(0)
+    model, optimizer = _checkpoint_model()
+    model(torch.ones(1, 1, 3, 3)).sum().backward()
+    optimizer.step()
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(capture(model, optimizer, {"history": [], "position": {"epoch": 1}}), Path(folder) / "last")
+        return {name: (Path(folder) / "last" / name).read_bytes() for name in ("state.json", "state.safetensors")}
+
+
+def _prepare_checkpoint(folder: Path) -> None:
+    (folder / "last").mkdir(parents=True, exist_ok=True)
+    for name, content in _checkpoint().items():
+        (folder / "last" / name).write_bytes(content)
+
+
+_TRAINED: list[tuple[nn.Module, torch.optim.Optimizer]] = []
+
+
+def _resume(folder: Path) -> object:
+    found = read_checkpoint(folder / "last")
+    assert found is not None
+    told = {key: tensor_digest(value) for key, value in found.tensors.items()}
+    if not _TRAINED:
+        _TRAINED.append(_checkpoint_model())
+    state = torch.get_rng_state()
+    try:
+        facts = reinstate(found, *_TRAINED[0])
+    finally:
+        torch.set_rng_state(state)
+    return facts, told
+
+
+def _resume_signed(folder: Path) -> object:
+    """Read a checkpoint whose digest was made anew."""
+    place = folder / "last"
+    try:
+        facts = json.loads((place / "state.json").read_bytes())
+        facts.pop("digest", None)
+        plain = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
+        facts["digest"] = hashlib.sha256(plain + (place / "state.safetensors").read_bytes()).hexdigest()
+        (place / "state.json").write_text(json.dumps(facts))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        pass
+    return _resume(folder)
+
+
+def _read_recipe(folder: Path) -> object:
+    recipe = make_recipe(read_recipe(folder / RECIPE))
+    text = recipe.to_toml()
+    requests = read_requests(recipe.method.name, recipe.method.options, recipe.method.include, recipe.method.exclude)
+    return text, [request.name for request in requests]
+
+
+def _read_word(folder: Path) -> object:
+    return parse_value(os.fsdecode((folder / "word").read_bytes()))
+
+
+def _compare_predictions(folder: Path) -> object:
+    truth = {f"test/{number}": ("cat", "dog")[number % 2] for number in range(6)}
+    return _compare(Path("run"), folder / "other", truth, np.ones(6, dtype=bool))
+
+
+def _take_lock(folder: Path) -> object:
+    with lock_run(folder) as note:
+        return note
+
+
+def _see_image(folder: Path) -> object:
+    find_fault(folder / "image.png")
+    return read_image(folder / "image.png")
+
+
+def _cifar(folder: Path) -> object:
+    return load_cifar(folder, CIFAR100)
+
+
+def _prepare_cifar(folder: Path) -> None:
+    (folder / CIFAR100.folder).mkdir(parents=True, exist_ok=True)
+    (folder / CIFAR100.folder / "test").write_bytes(samples.cifar_batches()["protocol-2"])
+
+
+def _prepare_emnist(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _prepare_table(folder: Path) -> None:
+    for name, content in samples.pictures().items():
+        (folder / "pictures" / "a").mkdir(parents=True, exist_ok=True)
+        (folder / "pictures" / "a" / f"x.{name}").write_bytes(content)
+
+
+_IDX = ("convpeft.data.idx:read_idx", "convpeft.data.idx:_unpacked")
+_ADAPTER = ("convpeft.adapter_file:read_adapter", "convpeft.adapter_file:_read_config")
+_CHECKPOINT = ("convpeft.training.checkpoints:read_checkpoint", "convpeft.training.checkpoints:_digest")
+_WEIGHTS = ("convpeft.models.weights:_read_safetensors", "convpeft.models.weights:_read_torch")
+
+
+def _adapter(
+    name: str, kind: str, file: str, read: Callable[[Path], object], sign: Callable[[bytes], bytes] = bytes
+) -> Reader:
+    prepare = _prepare_adapter(kind, WEIGHTS if file == CONFIG else CONFIG)
+    return Reader(name, _ADAPTER, f"adapter/{file}", read, lambda: {file: _saved(kind)[file]}, prepare, sign)
+
+
+def _checkpoint_reader(name: str, file: str, read: Callable[[Path], object]) -> Reader:
+    return Reader(name, _CHECKPOINT, f"last/{file}", read, lambda: {file: _checkpoint()[file]}, _prepare_checkpoint)
+
+
+READERS = {
+    reader.name: reader
+    for reader in (
+        _adapter("adapter-description", "plain", CONFIG, _load_adapter),
+        _adapter("adapter-description-signed", "plain", CONFIG, _load_adapter, sign_description),
+        _adapter("adapter-classifier-signed", "built", CONFIG, _load_classifier, sign_description),
+        _adapter("adapter-tensors", "plain", WEIGHTS, _load_adapter),
+        _adapter("adapter-tensors-signed", "plain", WEIGHTS, _load_signed_tensors),
+        _checkpoint_reader("checkpoint-facts", "state.json", _resume),
+        _checkpoint_reader("checkpoint-tensors", "state.safetensors", _resume),
+        _checkpoint_reader("checkpoint-facts-signed", "state.json", _resume_signed),
+        _checkpoint_reader("checkpoint-tensors-signed", "state.safetensors", _resume_signed),
+        Reader(
+            "npz",
+            ("convpeft.data.npz:load_npz", "convpeft.data.npz:_read_arrays"),
+            "x.npz",
+            lambda folder: load_npz(folder / "x.npz"),
+            samples.npz_files,
+        ),
+        *(
+            Reader(
+                f"idx{suffix}",
+                _IDX,
+                f"images-idx3-ubyte{suffix}",
+                lambda folder, suffix=suffix: read_idx(folder / f"images-idx3-ubyte{suffix}", dimensions=3),
+                lambda suffix=suffix: {f"images{suffix}": samples.idx_files()[suffix]},
+            )
+            for suffix in ("", ".gz", ".xz")
+        ),
+        Reader(
+            "emnist-zip",
+            _IDX,
+            "gzip.zip",
+            lambda folder: load_emnist(folder, "letters"),
+            lambda: {"gzip.zip": samples.emnist_zip()},
+            _prepare_emnist,
+        ),
+        Reader(
+            "cifar-pickle",
+            ("convpeft.data.cifar:_read_file", "convpeft.data.pickles:_run"),
+            f"{CIFAR100.folder}/train",
+            _cifar,
+            samples.cifar_batches,
+            _prepare_cifar,
+        ),
+        Reader(
+            "cifar-archive",
+            ("convpeft.data.cifar:_read_archive", "convpeft.data.cifar:_unpacked"),
+            CIFAR100.archive.name,
+            _cifar,
+            samples.cifar_archives,
+        ),
+        Reader(
+            "image",
+            ("convpeft.data.images:_open", "convpeft.data.images:_has_end"),
+            "image.png",
+            _see_image,
+            samples.pictures,
+        ),
+        Reader(
+            "table",
+            ("convpeft.data.tables:read_table",),
+            "pictures/labels.csv",
+            lambda folder: load_folder(folder / "pictures"),
+            samples.tables,
+            _prepare_table,
+        ),
+        Reader(
+            "recipe",
+            ("convpeft.training.recipe:read_recipe",),
+            RECIPE,
+            _read_recipe,
+            samples.recipes,
+        ),
+        Reader("word", ("convpeft.training.recipe:parse_value",), "word", _read_word, samples.words),
+        Reader(
+            "predictions",
+            ("convpeft.commands.evaluating:_compare",),
+            "other/predictions.csv",
+            _compare_predictions,
+            samples.predictions,
+        ),
+        Reader("lock", ("convpeft.training.locking:_read",), LOCK, _take_lock, samples.locks),
+        Reader(
+            "weights-safetensors",
+            _WEIGHTS[:1],
+            "x.safetensors",
+            lambda folder: read_weights(folder / "x.safetensors"),
+            lambda: {"state": samples.weights(network())["safetensors"]},
+        ),
+        Reader(
+            "weights-torch",
+            _WEIGHTS[1:],
+            "x.pth",
+            lambda folder: read_weights(folder / "x.pth"),
+            lambda: {key: value for key, value in samples.weights(network()).items() if key != "safetensors"},
+        ),
+    )
+}
