@@ -9,6 +9,9 @@ from collections.abc import Iterable
 class ConvpeftError(Exception):
     """Base of every error that convpeft raises on purpose: one line that says where, what and what to do."""
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(plainly(message))
+
 
 class OptionError(ConvpeftError):
     """An option, name or recipe key is unknown, of the wrong type, or out of range."""
@@ -28,6 +31,18 @@ class DataError(ConvpeftError):
 
 class RunError(ConvpeftError):
     """A run cannot start, go on or be resumed."""
+
+
+def plainly(text: object) -> str:
+    r"""Any text on one line of printable characters.
+
+    >>> plainly("first\nsecond \x1b[2J")
+    'first second \\x1b[2J'
+    """
+    line = str(text)
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(line.split()))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

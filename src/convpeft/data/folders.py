@@ -11,7 +11,7 @@ import numpy as np
 
 from convpeft.data.datasets import FileImages, Parts, Split
 from convpeft.data.images import SUFFIXES, broken_pictures, find_fault
-from convpeft.data.quoting import check_names, plainly, quoted
+from convpeft.data.quoting import check_names, quoted
 from convpeft.data.tables import SPLIT_WORDS, TABLE_NAME, Row, read_table
 from convpeft.errors import DataError, OptionError
 

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from convpeft.data.quoting import plainly, reason
-from convpeft.errors import DataError
+from convpeft.data.quoting import reason
+from convpeft.errors import DataError, plainly
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

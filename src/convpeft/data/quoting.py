@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from convpeft.errors import DataError
+from convpeft.errors import DataError, plainly
 
 _LONGEST = 120  # characters of a name
 _LONGEST_REASON = 200
@@ -18,15 +18,6 @@ def quoted(text: object) -> str:
     """
     shown = repr(str(text))
     return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}...'"
-
-
-def plainly(text: object) -> str:
-    r"""Any text on one line of printable characters.
-
-    >>> plainly("first\nsecond \x1b[2J")
-    'first second \\x1b[2J'
-    """
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(text).split()))
 
 
 def reason(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from convpeft.data.quoting import plainly, quoted, reason
+from convpeft.data.quoting import quoted, reason
 from convpeft.errors import DataError, OptionError
 
 TABLE_NAME = "labels.csv"
