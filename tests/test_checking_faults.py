@@ -119,6 +119,7 @@ class WithoutGradient(Net):
             return self.second(x)
 
 
+@pytest.mark.promise("B07")
 @pytest.mark.parametrize(
     ("fault", "claim", "detail"),
     [
@@ -158,6 +159,7 @@ def test_bits_are_not_compared_where_two_calls_always_differ() -> None:
         assert "two equal calls differ" in report[claim].detail
 
 
+@pytest.mark.promise("B07")
 def test_branch_on_a_layer_that_is_never_called_is_found() -> None:
     report = convpeft.check(ReadsPast(), method="conv-adapter", example=X)
     assert report["adapters reached"].status == "fail"

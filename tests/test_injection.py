@@ -38,6 +38,7 @@ def move(model: nn.Module) -> None:
 # Code that writes the effective weight back as base applies the delta twice.
 
 
+@pytest.mark.promise("B07")
 def test_fusion_with_a_norm_is_refused() -> None:
     model = adapted()
     with pytest.raises(convpeft.ModelError, match=r"Conv2d.weight is computed by an adapter.*convpeft\.merge"):
@@ -52,6 +53,7 @@ def test_fusion_of_a_merged_model_is_right() -> None:
     assert relative_error(model(X), expected) <= FLOAT32_TOLERANCE
 
 
+@pytest.mark.promise("B07")
 @pytest.mark.parametrize("name", ["weight", "bias"])
 @pytest.mark.parametrize("value", [nn.Parameter(torch.zeros(8, 3, 3, 3)), torch.zeros(8), None])
 def test_assignment_to_an_adapted_tensor_is_refused(name: str, value: Tensor | None) -> None:
@@ -64,6 +66,7 @@ def test_assignment_to_an_adapted_tensor_is_refused(name: str, value: Tensor | N
     assert torch.equal(model(X), expected)
 
 
+@pytest.mark.promise("B07")
 @pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0"])
 def test_reparameterisation_is_right_or_refused(name: str) -> None:
     import timm

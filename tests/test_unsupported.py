@@ -13,6 +13,8 @@ import convpeft
 from convpeft.injection import adapted_layers
 from small_network import X, adapted, network
 
+pytestmark = pytest.mark.promise("B07")
+
 
 def test_live_norm_put_in_after_attaching_is_found(tmp_path: Path) -> None:
     model = nn.SyncBatchNorm.convert_sync_batchnorm(adapted())
@@ -110,3 +112,48 @@ def test_submodule_that_has_the_name_of_the_slots_is_refused_or_adapted() -> Non
         assert "'convpeft'" in str(error)
     else:
         assert {path for path, _ in adapted_layers(model)} == {"convpeft", "norm"}
+
+
+@pytest.mark.parametrize("layers", [[nn.ReLU()], [nn.Flatten(), nn.Linear(4, 2)]], ids=["nothing", "head alone"])
+def test_model_without_a_convolution_says_so(layers: list[nn.Module]) -> None:
+    with pytest.raises(convpeft.OptionError, match=r"method 'lora' finds no layer to adapt in this model\. Give"):
+        convpeft.attach(nn.Sequential(*layers), "lora")
+
+
+def float_network() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)]
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.ao.quantization moves to another package
+def test_quantised_layer_is_refused_by_name() -> None:
+    from torch.ao import quantization
+
+    model = nn.Sequential(quantization.QuantStub(), *float_network(), quantization.DeQuantStub()).eval()
+    model.qconfig = quantization.get_default_qconfig(torch.backends.quantized.engine)
+    quantization.prepare(model, inplace=True)
+    model(torch.rand(2, 3, 8, 8))
+    quantization.convert(model, inplace=True)
+    with pytest.raises(
+        convpeft.OptionError, match=r"layer '1' \(Conv2d\) is quantised\. Adapt the model before it is quantised"
+    ):
+        convpeft.attach(model, "lora")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_float_layers_beside_a_quantised_one_are_adapted_right() -> None:
+    from torch.ao import quantization
+
+    images = torch.rand(2, 3, 8, 8)
+    model = quantization.quantize_dynamic(float_network(), {nn.Linear})
+    before = model(images)
+    convpeft.attach(model, "lora")
+    assert torch.equal(model(images), before)
+    with torch.no_grad():
+        for parameter in convpeft.trainable_parameters(model):
+            parameter.normal_()
+    adapted_output = model(images)
+    assert not torch.equal(adapted_output, before)
+    torch.testing.assert_close(convpeft.merged(model)(images), adapted_output)
+    assert torch.equal(convpeft.detach(model)(images), before)

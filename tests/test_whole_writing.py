@@ -59,6 +59,7 @@ def run_killed_at_every_step(kind: str, target: Path, prepare: Callable[[], None
         yield step
 
 
+@pytest.mark.promise("F02")
 def test_file_of_a_killed_writer_is_the_old_or_the_new(tmp_path: Path) -> None:
     target = tmp_path / "file"
     seen = set()
@@ -69,6 +70,7 @@ def test_file_of_a_killed_writer_is_the_old_or_the_new(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.promise("F02")
 def test_directory_of_a_killed_writer_is_the_old_or_the_new(tmp_path: Path) -> None:
     target = tmp_path / "folder"
     seen, gaps = set(), 0
@@ -83,6 +85,7 @@ def test_directory_of_a_killed_writer_is_the_old_or_the_new(tmp_path: Path) -> N
     assert gaps == 1  # the moment between the two renames was among them
 
 
+@pytest.mark.promise("F02")
 def test_next_writer_after_a_kill_needs_no_cleaning(tmp_path: Path) -> None:
     target = tmp_path / "folder"
     write_directory(target, b"old")
@@ -91,6 +94,7 @@ def test_next_writer_after_a_kill_needs_no_cleaning(tmp_path: Path) -> None:
         assert held(target) == {b"next"}
 
 
+@pytest.mark.promise("F02")
 def test_directory_before_is_kept_under_its_own_name_wherever_the_writer_is_killed(tmp_path: Path) -> None:
     target, kept = tmp_path / "folder", tmp_path / "kept"
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from convpeft.errors import AdapterFileError
+from convpeft.errors import AdapterFileError, plainly
 from convpeft.fingerprints import tensor_digest
 from convpeft.writing import standing, whole_directory
 
@@ -199,5 +199,5 @@ def description_digest(config: Mapping[str, Any]) -> str:
 
 
 def one_line(error: object) -> str:
-    """The text of an error or a path without line breaks, at most 300 characters."""
-    return " ".join(str(error).split())[:300]
+    """The text of an error or a path as one printable line of at most 300 characters."""
+    return plainly(error)[:300]

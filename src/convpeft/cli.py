@@ -27,6 +27,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or an adapter's.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Load the adapter even onto another base than its own.")]
 Weights = Annotated[Path | None, typer.Option(help="The base's weights, a .safetensors or .pth file.")]
 
 
@@ -77,10 +78,12 @@ def train(
     seed: Annotated[int | None, typer.Option(help="train.seed")] = None,
     warm_start: Annotated[Path | None, typer.Option("--from", help="Adapter to go on from.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Show the sites and parameter counts and stop.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="With --from: even onto another base than its own.")] = False,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run that was cut off.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Adapt a pretrained network to new images; leaves the adapter and a report in --out."""
+    from convpeft.training.options import check_method
     from convpeft.training.recipe import make_recipe, put_key, read_recipe, set_keys
 
     shortcuts: dict[str, Any] = {
@@ -94,6 +97,7 @@ def train(
         "train.seed": seed,
         "out": out,
         "warm_start": warm_start,
+        "force": force or None,
     }
     given = {
         key: str(value) if isinstance(value, Path) else value for key, value in shortcuts.items() if value is not None
@@ -112,6 +116,8 @@ def train(
     for key, value in _method_options(context, method_name).items():
         put_key(values, f"method.{key}", value)
     recipe = make_recipe(set_keys(values, assign or []), where="recipe" if config is None else str(config))
+    if recipe.warm_start is None:
+        check_method(recipe.method)
     from convpeft.commands.training import dry_run_recipe, train_recipe
 
     if dry_run:
@@ -132,6 +138,7 @@ def evaluate(
     old_head: Annotated[bool, typer.Option(help="The base's own head on the adapted features.")] = False,
     against: Annotated[Path | None, typer.Option(metavar="RUN", help="Another run on the same test images.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write figures and report.")] = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run or an adapter: accuracy with interval, confusion, calibration, mistakes."""
@@ -140,7 +147,17 @@ def evaluate(
     if base and old_head:
         raise OptionError("--base and --old-head exclude each other: the adapter is off, or on under the old head.")
     who = "base" if base else "old-head" if old_head else "adapter"
-    evaluate_path(run, data=data, split=split, weights=weights, who=who, against=against, out=out, as_json=as_json)
+    evaluate_path(
+        run,
+        data=data,
+        split=split,
+        weights=weights,
+        who=who,
+        against=against,
+        out=out,
+        force=force,
+        as_json=as_json,
+    )
 
 
 @app.command(no_args_is_help=True)
@@ -149,12 +166,13 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files or folders of them.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 5,
     weights: Weights = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Classify images."""
     from convpeft.commands.using import predict_images
 
-    predict_images(run, images, top=top, weights=weights, as_json=as_json)
+    predict_images(run, images, top=top, weights=weights, force=force, as_json=as_json)
 
 
 @app.command(no_args_is_help=True)
@@ -162,11 +180,12 @@ def merge(
     run: RunPath,
     out: Annotated[Path, typer.Option(help="File to write, .safetensors.")],
     weights: Weights = None,
+    force: Force = False,
 ) -> None:
     """Write the network with the adapter merged in; it costs nothing extra at inference."""
     from convpeft.commands.using import merge_run
 
-    merge_run(run, out, weights=weights)
+    merge_run(run, out, weights=weights, force=force)
 
 
 @app.command(no_args_is_help=True)
@@ -189,13 +208,20 @@ def check(
     ] = None,
     method: Annotated[str | None, typer.Option(help="Method to check; default: lora.")] = None,
     random_weights: Annotated[bool, typer.Option(help="Fetch no weights: check the architecture alone.")] = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Find out whether an adapter keeps its promises on a network; status 0 only when every check passes."""
     from convpeft.commands.checking import check_model
 
     passed = check_model(
-        model, weights=weights, adapter=adapter, method=method, pretrained=not random_weights, as_json=as_json
+        model,
+        weights=weights,
+        adapter=adapter,
+        method=method,
+        pretrained=not random_weights,
+        force=force,
+        as_json=as_json,
     )
     raise typer.Exit(0 if passed else 1)
 

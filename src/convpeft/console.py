@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -45,9 +47,24 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Print why a command ends, as one line on standard error."""
+    """Print what went wrong, as one line on standard error."""
     line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))  # it may quote a file's words
     print(f"convpeft: {line}", file=sys.stderr)  # noqa: T201
+
+
+@contextmanager
+def warnings_as_lines() -> Generator[list[str]]:
+    """Say each warning of the block as one line on standard error, and keep it in the list that is yielded."""
+    told: list[str] = []
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        told.append(" ".join(str(message).split()))
+        complain(f"warning: {told[-1]}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield told
 
 
 def _as_text(text: str) -> str:

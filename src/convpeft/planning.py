@@ -18,7 +18,7 @@ from convpeft.injection import HEAD, AdaptedLayer, NormStatistics, effective
 from convpeft.methods.full import Full
 from convpeft.norms import norms_with_statistics
 from convpeft.selection import as_tuple, choose
-from convpeft.sites import Site, find_head
+from convpeft.sites import Site, find_head, walk
 
 RankPolicy = Literal["clamp", "error", "skip"]
 Part = tuple[str, str, Module | NormStatistics]  # (path of the layer, part name, what sits there)
@@ -139,13 +139,21 @@ def plan_parts(
     if not own and not parts:
         method = "+".join(request.name for request in requests)
         raise OptionError(
-            f"method {method!r} finds no layer to adapt in this model. "
+            f"method {method!r} finds no layer to adapt in this model{_quantised(model)}. "
             "Give num_classes=... for a new head, or other layers with include=[...]."
         )
     own.sort(key=lambda part: not (isinstance(part[2], Module) and part[2].replaces))  # keeps the order otherwise
     parts += own
     parts += _norm_parts(model, known, policy, taken | {(path, "weight") for path, _, _ in parts})
     return parts, tuple(skipped)
+
+
+def _quantised(model: nn.Module) -> str:
+    """Say which layer's weights are no floating-point numbers any more; nothing where there is none."""
+    for path, module in walk(model):
+        if ".quantized." in type(module).__module__ and callable(getattr(module, "weight", None)):
+            return f": layer {path!r} ({type(module).__name__}) is quantised. Adapt the model before it is quantised"
+    return ""
 
 
 def trainable_on(known: Sequence[Site], method: str) -> int:

@@ -6,15 +6,18 @@ target as it was; a kill leaves it so too, with a temporary name beside it that 
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 _NEW = ".convpeft-new"  # ends the name of what is being written
 _OLD = ".convpeft-old"  # ends the name of a directory that is being replaced
+_BLOCK = 4096  # bytes
 
 
 def write_file(path: str | Path, content: bytes) -> None:
@@ -97,6 +100,26 @@ def standing(target: Path) -> Path:
     return retired if retired.is_dir() else target
 
 
+def try_room(folder: Path, sizes: Sequence[int]) -> None:
+    """Take the room of files of these sizes, in bytes, and give it back.
+
+    This meets what the free space does not tell: a quota, a limit on a file's size, a folder that is read-only. Where
+    the system cannot set room aside, one block is written instead.
+
+    Raises:
+        OSError: If there is no such room, or the folder cannot be written.
+    """
+    taken: list[Path] = []
+    try:
+        for size in sizes:
+            taken.append(_beside(folder / "room"))
+            with taken[-1].open("xb") as stream:
+                _take_room(stream, size)
+    finally:
+        for each in taken:
+            each.unlink(missing_ok=True)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed writers have left anywhere below a folder that nobody is writing into."""
     for each in list(folder.rglob(f".*{_NEW}")):
@@ -107,6 +130,20 @@ def remove_leftovers(folder: Path) -> None:
             _remove(retired)
         else:
             retired.rename(target)
+
+
+def _take_room(stream: BinaryIO, size: int) -> None:
+    reserve = getattr(os, "posix_fallocate", None)  # macOS has none
+    try:
+        if reserve is not None and size > 0:
+            reserve(stream.fileno(), 0, size)
+            return
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+    stream.write(bytes(min(size, _BLOCK)))
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def _beside(target: Path) -> Path:

@@ -33,6 +33,7 @@ def test_run_is_evaluated_to_the_figures_it_had_after_training(call, run):
         assert told[key] == value, key
 
 
+@pytest.mark.promise("C05")
 def test_confusion_matrix_of_the_reloaded_adapter_is_identical(call, run, tmp_path):
     call("evaluate", run, "--out", tmp_path / "evaluation").succeeded()
     assert confusion(tmp_path / "evaluation" / "confusion.csv") == confusion(run / "confusion.csv")
@@ -77,6 +78,7 @@ def test_report_tells_the_command(call, run, tmp_path):
     assert f"convpeft evaluate {run} --base --out {tmp_path / 'e'}" in (tmp_path / "e/report.html").read_text("utf-8")
 
 
+@pytest.mark.promise("C14")
 def test_labels_follow_names_in_a_folder_that_lacks_a_class(call, run, tmp_path):
     """`low` and `middle` are classes 0 and 1 of these images and 1 and 2 of the adapter."""
     data = write_splits(tmp_path / "data", names=("low", "middle"))
@@ -86,6 +88,7 @@ def test_labels_follow_names_in_a_folder_that_lacks_a_class(call, run, tmp_path)
     assert [each["support"] for each in told["per_class"]] == [0, 4, 4]
 
 
+@pytest.mark.promise("C14")
 def test_labels_follow_names_in_another_order(call, run, tmp_path):
     rng = np.random.default_rng(0)
     order = ("middle", "high", "low")
@@ -99,6 +102,7 @@ def test_labels_follow_names_in_another_order(call, run, tmp_path):
     assert told["accuracy"] > 0.6
 
 
+@pytest.mark.promise("C14")
 def test_unknown_class_is_refused_by_name(call, run, tmp_path):
     data = write_images(tmp_path / "data", names=("low", "middle"))
     (data / "middle").rename(data / "moddle")

@@ -10,6 +10,7 @@ from convpeft._version import __version__
 from convpeft.adapters import list_methods, method_info
 from convpeft.catalog import read_catalog
 from convpeft.data import list_sources
+from measuring import measured
 
 COMMANDS = ("train", "evaluate", "predict", "merge", "inspect", "check", "methods", "datasets", "demo")
 
@@ -18,6 +19,7 @@ def shell(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.promise("L04")
 @pytest.mark.parametrize("words", [("--help",), ("train", "--help"), ("--version",), ("train", "--rnak", "3")])
 def test_what_needs_no_torch_does_not_load_it(words):
     program = (
@@ -31,6 +33,7 @@ def test_what_needs_no_torch_does_not_load_it(words):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.promise("L04")
 def test_help_takes_less_than_a_second():
     """The best of three, so that a busy machine does not decide."""
     times = []
@@ -40,6 +43,7 @@ def test_help_takes_less_than_a_second():
         times.append(time.perf_counter() - began)
         assert done.returncode == 0
         assert all(command in done.stdout for command in COMMANDS)
+    measured("seconds of --help", min(times))
     assert min(times) < 1.0
 
 

@@ -46,6 +46,7 @@ def adapter(out: Path) -> list[bytes]:
     return [(out / "adapter" / name).read_bytes() for name in FILES]
 
 
+@pytest.mark.promise("F03")
 @pytest.mark.parametrize("whole_group", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_terminated_process_saves_leaves_no_workers_and_is_resumed(call, write_recipe, tmp_path, whole_group):
     """As a scheduler stops it: the process alone, or with its workers."""
@@ -68,6 +69,7 @@ def test_terminated_process_saves_leaves_no_workers_and_is_resumed(call, write_r
     assert adapter(cut) == adapter(tmp_path / "whole")
 
 
+@pytest.mark.promise("F01", "F07")
 def test_killed_process_is_resumed_and_its_lock_and_leftovers_are_taken_away(call, write_recipe, tmp_path):
     config, cut = write_recipe(train__epochs=20), tmp_path / "cut"
     process = start("train", "--config", config)
@@ -84,6 +86,7 @@ def test_killed_process_is_resumed_and_its_lock_and_leftovers_are_taken_away(cal
     assert adapter(cut) == adapter(tmp_path / "whole")
 
 
+@pytest.mark.promise("F07")
 @pytest.mark.parametrize("resume", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_of_two_processes_in_one_directory_exactly_one_trains(call, write_recipe, tmp_path, resume):
     config, cut = write_recipe(train__epochs=4), tmp_path / "cut"
@@ -100,6 +103,7 @@ def test_of_two_processes_in_one_directory_exactly_one_trains(call, write_recipe
     assert json.loads((cut / "metrics.json").read_text())["test"]["n"] == 6
 
 
+@pytest.mark.promise("F07")
 def test_run_in_use_is_refused_at_once(call, write_recipe, tmp_path):
     config, cut = write_recipe(train__epochs=500), tmp_path / "cut"
     process = start("train", "--config", config)

@@ -118,6 +118,7 @@ def test_norm_and_rank_policy_are_options(planned):
     assert (section.norm, section.rank_policy) == ("adapt", "error")
 
 
+@pytest.mark.promise("B06")
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -197,6 +198,7 @@ def test_recipe_file_with_a_section_that_is_a_value_is_refused(call, tmp_path):
     assert f"{file}: model='small-cnn': is a value, not a section" in call("train", "--config", file).failed(2)
 
 
+@pytest.mark.promise("B06")
 def test_key_given_twice_in_a_recipe_is_refused(call, tmp_path):
     file = tmp_path / "recipe.toml"
     file.write_text("[train]\nlr = 1\nlr = 2\n")
@@ -304,6 +306,7 @@ def test_interruption_says_how_to_go_on(start, monkeypatch):
     assert "interrupted. Go on with `convpeft train --resume RUN`." in start().failed(130)
 
 
+@pytest.mark.promise("F03")
 def test_interrupted_process_is_resumed_to_the_same_adapter(call, images, tmp_path):
     """Ctrl-C in the middle of a real process, after an epoch was written."""
     values = recipe(images, tmp_path / "cut", train__epochs=8)

@@ -6,7 +6,6 @@ import torch
 from data_files import class_folders
 
 from convpeft.data import ImageBatches, load_data, prepare
-from convpeft.data import batches as batches_module
 from convpeft.data.datasets import FileImages, Split, array_split
 from convpeft.errors import DataError, OptionError
 from convpeft.models.preprocessing import Preprocessing
@@ -111,10 +110,18 @@ def test_last_batch_is_kept_or_dropped(drop_last, sizes):
     assert len(batches) == len(sizes)
 
 
-def test_uncached_images_are_the_same(monkeypatch):
-    cached = collected(ImageBatches(split_of(), COLOUR, batch_size=8))
-    monkeypatch.setattr(batches_module, "CACHE_BYTES", 10)
-    assert all(map(torch.equal, cached, collected(ImageBatches(split_of(), COLOUR, batch_size=8))))
+def test_uncached_images_are_the_same():
+    cached, uncached = (ImageBatches(split_of(), COLOUR, batch_size=8, cache_bytes=size) for size in (1 << 20, 10))
+    assert cached.dataset.cached_bytes > 0
+    assert uncached.dataset.cached_bytes == 0
+    assert all(map(torch.equal, collected(cached), collected(uncached)))
+
+
+def test_limit_of_the_cache_is_the_size_of_the_prepared_images():
+    size = ImageBatches(split_of(), COLOUR, batch_size=8).dataset.cached_bytes
+    assert size == len(split_of()) * COLOUR.channels * COLOUR.size[0] * COLOUR.size[1]
+    assert ImageBatches(split_of(), COLOUR, batch_size=8, cache_bytes=size).dataset.cached_bytes == size
+    assert ImageBatches(split_of(), COLOUR, batch_size=8, cache_bytes=size - 1).dataset.cached_bytes == 0
 
 
 def test_single_item_equals_its_place_in_a_batch():
@@ -131,6 +138,7 @@ def test_prepared_accelerate_loader_keeps_our_epoch():
         assert all(map(torch.equal, collected(prepared), collected(batches)))
 
 
+@pytest.mark.promise("B02")
 def test_broken_pictures_are_named_and_counted(tmp_path):
     dataset = load_data(f"folder:{class_folders(tmp_path, {'a': 12, 'b': 12})}")
     for name in dataset.train.ids[:6]:

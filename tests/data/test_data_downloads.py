@@ -86,6 +86,7 @@ def test_missing_file_on_the_server_is_a_named_error(served, tmp_path):
     assert entries(tmp_path / "cache") == []
 
 
+@pytest.mark.promise("F08")
 def test_no_network_says_what_to_provide_within_seconds(tmp_path):
     file = public("http://127.0.0.1:9")
     start = time.perf_counter()

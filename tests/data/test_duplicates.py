@@ -1,8 +1,13 @@
 import numpy as np
+import pytest
 from data_files import class_folders
 
 from convpeft.data import find_duplicates, load_data
 from convpeft.data.datasets import Dataset, array_split
+from convpeft.errors import DataError
+from measuring import counted
+
+pytestmark = pytest.mark.promise("B05")
 
 RNG = np.random.default_rng(0)
 
@@ -50,3 +55,26 @@ def test_copies_are_found_by_their_pixels_whatever_the_file(tmp_path):
     Image.open(tmp_path / "train" / "a" / "0.png").save(tmp_path / "val" / "a" / "9.bmp")
     found = find_duplicates(load_data(f"folder:{tmp_path}"))
     assert ("train", "train/a/0.png", "val", "val/a/9.bmp") in found
+
+
+def test_picture_that_cannot_be_read_is_named_and_counted(tmp_path):
+    dataset = load_data(f"folder:{class_folders(tmp_path, {'a': 12, 'b': 12})}")
+    broken = [split.ids[0] for split in dataset.splits().values()]
+    for name in broken:
+        (tmp_path / name).write_text("no picture any more")
+    with pytest.raises(DataError, match=r"3 of 24 pictures cannot be read: ") as caught:
+        find_duplicates(dataset)
+    assert all(name in str(caught.value) for name in broken)
+
+
+def test_every_planted_copy_is_found_and_no_other():
+    pictures = RNG.integers(0, 256, (600, 6, 6), dtype=np.uint8)
+    train, val, test = pictures[:300].copy(), pictures[300:400].copy(), pictures[400:].copy()
+    places = RNG.permutation(100)
+    val[places[:40]] = train[RNG.permutation(300)[:40]]
+    test[places[:60]] = train[RNG.permutation(300)[:60]]
+    found = find_duplicates(dataset_of(train=train, val=val, test=test))
+    expected = {("val", f"val/{place}") for place in places[:40]} | {("test", f"test/{place}") for place in places[:60]}
+    assert {(split, name) for first, _, split, name in found if first == "train"} == expected
+    counted("planted copies", len(expected))
+    counted("planted copies found", len({(split, name) for first, _, split, name in found if first == "train"}))

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from data_files import class_folders, save_picture
 
@@ -16,6 +18,7 @@ def test_class_folders_are_split_three_ways(tmp_path):
     assert [len(split) for split in dataset.splits().values()] == [21, 3, 6]
 
 
+@pytest.mark.promise("C14")
 def test_numbered_folders_keep_their_names(tmp_path):
     class_folders(tmp_path, {str(n): 5 for n in range(1, 13)})
     dataset = load_data(f"folder:{tmp_path}")
@@ -33,12 +36,14 @@ def test_given_splits_are_found_by_their_usual_names(tmp_path, val):
     assert dataset.notes == ()
 
 
+@pytest.mark.promise("C14")
 def test_split_that_lacks_a_class_keeps_labels_by_name(tmp_path):
     class_folders(tmp_path / "train", {"a": 5, "b": 5, "c": 5})
     class_folders(tmp_path / "test", {"c": 2})
     assert labelled_names(load_data(f"folder:{tmp_path}"), "test") == [("c", "c"), ("c", "c")]
 
 
+@pytest.mark.promise("B04")
 def test_class_only_in_test_is_an_error(tmp_path):
     class_folders(tmp_path / "train", {"a": 5, "b": 5})
     class_folders(tmp_path / "test", {"a": 2, "z": 1})
@@ -68,6 +73,7 @@ def test_folders_beside_the_splits_are_noted(tmp_path):
     assert load_data(f"folder:{tmp_path}").notes[0] == "ignored beside the splits: drafts"
 
 
+@pytest.mark.promise("C14")
 def test_hidden_folders_and_files_are_no_classes(tmp_path):
     class_folders(tmp_path, {"a": 5, "b": 5, ".thumbs": 3, "__MACOSX": 3})
     save_picture(tmp_path / "a" / ".hidden.png")
@@ -89,6 +95,7 @@ def test_other_files_are_counted_in_the_notes(tmp_path):
     assert "ignored 1 files that are no pictures by their name" in load_data(f"folder:{tmp_path}").notes
 
 
+@pytest.mark.promise("B04")
 def test_empty_class_folder_is_kept_and_noted(tmp_path):
     class_folders(tmp_path, {"a": 5, "b": 5, "empty": 0})
     dataset = load_data(f"folder:{tmp_path}")
@@ -96,6 +103,7 @@ def test_empty_class_folder_is_kept_and_noted(tmp_path):
     assert "class 'empty': no images in any split" in dataset.notes
 
 
+@pytest.mark.promise("B02")
 def test_broken_pictures_are_named_and_counted_before_anything_is_trained(tmp_path):
     class_folders(tmp_path, {"a": 9, "b": 9})
     for number in range(7):
@@ -108,6 +116,24 @@ def test_broken_pictures_are_named_and_counted_before_anything_is_trained(tmp_pa
     assert "and 2 more. Replace or remove them, or load with skip_broken=True." in message
 
 
+@pytest.mark.promise("B02")
+@pytest.mark.timeout(30)
+def test_pipes_and_links_in_a_folder_are_named_and_never_waited_for(tmp_path):
+    class_folders(tmp_path, {"a": 9, "b": 9})
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    os.mkfifo(tmp_path / "b" / "labels.csv")
+    (tmp_path / "b" / "dangling.png").symlink_to("nowhere.png")
+    (tmp_path / "b" / "circle.png").symlink_to("circle.png")
+    (tmp_path / "b" / "device.png").symlink_to(os.devnull)
+    with pytest.raises(DataError, match=r"4 of 22 pictures cannot be read: a/pipe.png .*, b/circle.png ") as caught:
+        load_data(f"folder:{tmp_path}")
+    assert all(f"b/{name}.png" in str(caught.value) for name in ("circle", "dangling", "device"))
+    dataset = load_data(f"folder:{tmp_path}", skip_broken=True)
+    assert sum(len(split) for split in dataset.splits().values()) == 18
+    assert any(note.startswith("skipped 4 of 22 pictures that cannot be read: ") for note in dataset.notes)
+
+
+@pytest.mark.promise("B02")
 def test_broken_pictures_are_skipped_with_an_exact_count(tmp_path):
     class_folders(tmp_path, {"a": 9, "b": 9})
     content = bytearray((tmp_path / "a" / "1.png").read_bytes())

@@ -30,6 +30,7 @@ def test_made_splits_hold_the_same_share_of_every_class():
     assert dataset.val.class_counts(3).tolist() == [4, 2, 2]
 
 
+@pytest.mark.promise("C14")
 def test_images_stay_with_their_labels():
     labels = [0] * 50 + [1] * 30 + [2] * 20
     for split in completed({"train": split_of(labels)}).splits().values():
@@ -114,35 +115,41 @@ def test_limit_below_the_classes_is_noted():
     assert "leaves 1 of 3 classes" in completed({"train": split_of([0, 1, 2] * 20)}, limit=2).notes[-1]
 
 
+@pytest.mark.promise("B04")
 def test_class_that_train_lacks_is_an_error():
     parts = {"train": split_of([0, 1] * 10), "test": split_of([0, 2], "test")}
     with pytest.raises(DataError, match=r"the test split has class 'c', of which train has no image. Add"):
         completed(parts)
 
 
+@pytest.mark.promise("C14")
 def test_split_that_lacks_a_class_keeps_the_labels():
     dataset = completed({"train": split_of([0, 1, 2] * 10), "test": split_of([2, 2], "test")})
     assert dataset.test.labels.tolist() == [2, 2]
     assert dataset.classes == CLASSES
 
 
+@pytest.mark.promise("B04")
 def test_class_without_any_image_is_kept_and_noted():
     dataset = completed({"train": split_of([0, 2] * 10)})
     assert dataset.classes == CLASSES
     assert "class 'b': no images in any split" in dataset.notes
 
 
+@pytest.mark.promise("B04")
 def test_one_class_is_an_error():
     with pytest.raises(DataError, match=r"has one class \(a\), expected two or more"):
         completed({"train": split_of([0] * 10)}, classes=("a",))
 
 
+@pytest.mark.promise("B04")
 @pytest.mark.parametrize("labels", [[0], [0, 1]])
 def test_too_few_images_for_a_split_is_an_error(labels):
     with pytest.raises(DataError, match=f"too few images to make a test split out of {len(labels)} training images"):
         completed({"train": split_of(labels)})
 
 
+@pytest.mark.promise("B04")
 def test_no_training_image_is_an_error():
     with pytest.raises(DataError, match="has no training images"):
         completed({"train": split_of([]), "test": split_of([0, 1], "test")})

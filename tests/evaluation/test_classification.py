@@ -55,29 +55,34 @@ def close(expected):
     return pytest.approx(expected, rel=0, abs=TOLERANCE)
 
 
+@pytest.mark.promise("C13")
 def test_accuracy_equals_sklearn(case):
     _, labels, predicted, _, metrics = case
     assert metrics.accuracy == close(oracle.accuracy_score(labels, predicted))
 
 
+@pytest.mark.promise("C13")
 def test_balanced_accuracy_equals_sklearn_on_present_classes(case):
     _, labels, predicted, present, metrics = case
     expected = oracle.recall_score(labels, predicted, labels=present, average="macro", zero_division=0)
     assert metrics.balanced_accuracy == close(expected)
 
 
+@pytest.mark.promise("C13")
 def test_macro_f1_equals_sklearn_on_present_classes(case):
     _, labels, predicted, present, metrics = case
     expected = oracle.f1_score(labels, predicted, labels=present, average="macro", zero_division=0)
     assert metrics.macro_f1 == close(expected)
 
 
+@pytest.mark.promise("C13")
 def test_macro_precision_equals_sklearn_on_present_classes(case):
     _, labels, predicted, present, metrics = case
     expected = oracle.precision_score(labels, predicted, labels=present, average="macro", zero_division=0)
     assert metrics.macro_precision == close(expected)
 
 
+@pytest.mark.promise("C13")
 def test_class_scores_equal_sklearn(case):
     _, labels, predicted, present, metrics = case
     precision, recall, f1, support = oracle.precision_recall_fscore_support(
@@ -89,6 +94,7 @@ def test_class_scores_equal_sklearn(case):
         assert [getattr(row, name) for row in rows] == close(expected.tolist())
 
 
+@pytest.mark.promise("C13")
 def test_specificity_is_the_recall_of_the_rest(case):
     _, labels, predicted, present, metrics = case
     for number in present:
@@ -98,6 +104,7 @@ def test_specificity_is_the_recall_of_the_rest(case):
         assert metrics.per_class[number].specificity == expected
 
 
+@pytest.mark.promise("C13")
 def test_class_auc_equals_sklearn_one_against_the_rest(case):
     probabilities, labels, _, present, metrics = case
     for number in present:
@@ -107,30 +114,35 @@ def test_class_auc_equals_sklearn_one_against_the_rest(case):
         assert metrics.per_class[number].auc == expected
 
 
+@pytest.mark.promise("C13")
 def test_macro_auc_equals_sklearn_ovr_when_every_class_is_present():
     probabilities, labels = example(10, ties=True)
     expected = oracle.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
     assert measured(probabilities, labels).macro_auc == close(expected)
 
 
+@pytest.mark.promise("C13")
 def test_binary_auc_equals_sklearn_on_the_second_class():
     probabilities, labels = example(11, k=2, ties=True)
     expected = oracle.roc_auc_score(labels, probabilities[:, 1])
     assert measured(probabilities, labels).macro_auc == close(expected)
 
 
+@pytest.mark.promise("C13")
 def test_confusion_equals_sklearn(case):
     probabilities, labels, predicted, _, metrics = case
     expected = oracle.confusion_matrix(labels, predicted, labels=range(probabilities.shape[1]))
     assert np.array_equal(metrics.confusion, expected)
 
 
+@pytest.mark.promise("C13")
 def test_negative_log_likelihood_equals_sklearn(case):
     probabilities, labels, _, _, metrics = case
     expected = oracle.log_loss(labels, y_proba=probabilities, labels=range(probabilities.shape[1]))
     assert metrics.negative_log_likelihood == close(expected)
 
 
+@pytest.mark.promise("C13")
 def test_negative_log_likelihood_of_a_zero_probability_equals_sklearn():
     probabilities = np.array([[1.0, 0.0], [0.5, 0.5]])
     labels = np.array([1, 0])
@@ -138,12 +150,14 @@ def test_negative_log_likelihood_of_a_zero_probability_equals_sklearn():
     assert measured(probabilities, labels).negative_log_likelihood == close(expected)
 
 
+@pytest.mark.promise("C13")
 def test_top5_equals_sklearn_without_ties():
     probabilities, labels = example(12, k=12)
     expected = oracle.top_k_accuracy_score(labels, probabilities, k=5, labels=range(12))
     assert measured(probabilities, labels).top5_accuracy == close(expected)
 
 
+@pytest.mark.promise("C13")
 def test_top5_takes_the_first_of_equals_as_the_prediction_does():
     # scikit-learn takes the last of equals: reversing the classes makes its rule ours.
     probabilities, labels = example(13, k=12, ties=True)
@@ -151,10 +165,12 @@ def test_top5_takes_the_first_of_equals_as_the_prediction_does():
     assert measured(probabilities, labels).top5_accuracy == close(expected)
 
 
+@pytest.mark.promise("C13")
 def test_top5_is_undefined_for_five_classes():
     assert measured(*example(14, k=5)).top5_accuracy is None
 
 
+@pytest.mark.promise("C13")
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -176,6 +192,7 @@ def test_any_example_equals_sklearn(seed, n, k, ties, data):
         assert metrics.macro_auc == close(np.mean(areas))
 
 
+@pytest.mark.promise("C13")
 def test_absent_class_has_no_score():
     metrics = measured(*example(2, absent=(4,)))
     scores = metrics.per_class[4]
@@ -185,6 +202,7 @@ def test_absent_class_has_no_score():
     assert metrics.absent_classes == ("class 4",)
 
 
+@pytest.mark.promise("C13")
 def test_single_class_is_measured_without_auc():
     metrics = classification_metrics(np.ones((3, 1)), np.zeros(3, dtype=np.int64), ["only"])
     assert (metrics.accuracy, metrics.macro_f1, metrics.macro_auc, metrics.macro_specificity) == (
@@ -196,11 +214,13 @@ def test_single_class_is_measured_without_auc():
     assert metrics.confused_pairs == ()
 
 
+@pytest.mark.promise("C13")
 def test_errors_counts_wrong_answers():
     probabilities, labels = example(15)
     assert measured(probabilities, labels).errors == np.sum(probabilities.argmax(1) != labels)
 
 
+@pytest.mark.promise("C13")
 @pytest.mark.parametrize("absent", [(), (0, 1, 2, 3, 4, 5)])
 def test_to_dict_survives_strict_json(absent):
     metrics = measured(*example(16, absent=absent))
@@ -210,6 +230,7 @@ def test_to_dict_survives_strict_json(absent):
     assert record["per_class"][6]["sensitivity"] == metrics.per_class[6].sensitivity
 
 
+@pytest.mark.promise("C13")
 def test_float32_probabilities_are_accumulated_in_float64():
     probabilities, labels = example(17)
     rounded = probabilities.astype(np.float32)
@@ -221,6 +242,7 @@ def test_float32_probabilities_are_accumulated_in_float64():
 GOOD = np.array([[0.25, 0.75], [0.5, 0.5]])
 
 
+@pytest.mark.promise("C13")
 @pytest.mark.parametrize(
     ("probabilities", "labels", "message"),
     [

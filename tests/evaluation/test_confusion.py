@@ -8,6 +8,7 @@ from convpeft.evaluation.confusion import confusion_matrix, find_confused_pairs
 MATRIX = np.array([[5, 1, 0], [3, 7, 2], [0, 2, 9]])
 
 
+@pytest.mark.promise("C13")
 def test_rows_are_true_classes():
     matrix = confusion_matrix(np.array([0, 0, 2]), np.array([1, 1, 2]), num_classes=3)
     assert matrix.tolist() == [[0, 2, 0], [0, 0, 0], [0, 0, 1]]

@@ -147,6 +147,7 @@ def by_hand(classifier: Classifier, root: Path) -> dict[str, tuple[str, str]]:
     }
 
 
+@pytest.mark.promise("C14")
 @pytest.mark.parametrize("names", [CLASSES, ("low", "middle"), ("high", "middle")])
 def test_labels_follow_names_and_not_positions(classifier, tmp_path, names):
     data = load_data(f"folder:{write_splits(tmp_path / 'data', names=names)}")
@@ -159,6 +160,7 @@ def test_labels_follow_names_and_not_positions(classifier, tmp_path, names):
     assert told == by_hand(classifier, tmp_path / "data")
 
 
+@pytest.mark.promise("C14")
 def test_labels_follow_names_in_another_order(tmp_path):
     """The same weights under permuted names give the permuted labels."""
     data = load_data(f"folder:{write_splits(tmp_path / 'data')}")
@@ -169,6 +171,7 @@ def test_labels_follow_names_in_another_order(tmp_path):
     assert [classes[label] for label in predictions.labels] == [data.classes[label] for label in data.test.labels]
 
 
+@pytest.mark.promise("C14")
 def test_class_without_images_may_be_unknown(classifier, tmp_path):
     root = write_splits(tmp_path / "data")
     (root / "train" / "empty").mkdir()
@@ -176,6 +179,7 @@ def test_class_without_images_may_be_unknown(classifier, tmp_path):
     assert len(predictions.labels) == 12
 
 
+@pytest.mark.promise("C14")
 def test_class_with_images_has_to_be_known(classifier, tmp_path):
     root = write_splits(tmp_path / "data")
     for split in ("train", "test"):

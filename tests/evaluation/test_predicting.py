@@ -57,6 +57,7 @@ def mixed_flags(model):
     return {name: module.training for name, module in model.named_modules()}
 
 
+@pytest.mark.promise("C15")
 def test_every_training_flag_is_restored_one_by_one():
     model = network()
     before = mixed_flags(model)
@@ -74,6 +75,7 @@ class Stubborn(nn.Module):
         return images.flatten(1)[:, :3]
 
 
+@pytest.mark.promise("C15")
 def test_a_flag_that_train_would_not_set_is_restored():
     model = Stubborn()
     model.training = True
@@ -81,6 +83,7 @@ def test_a_flag_that_train_would_not_set_is_restored():
     assert model.training
 
 
+@pytest.mark.promise("C15")
 def test_training_flags_are_restored_after_an_error():
     model = network()
     before = mixed_flags(model)

@@ -1,6 +1,7 @@
 """A checkpoint is written whole, found again after damage, and never needs pickle."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,10 @@ from convpeft.training.checkpoints import (
     restore_adapter,
     write_checkpoint,
 )
+from convpeft.training.course import Course
+from convpeft.training.engine import Engine
+from convpeft.training.history import Position
+from convpeft.training.recipe import TrainSection
 from tiny import perceptron
 
 
@@ -65,6 +70,7 @@ def test_checkpoint_before_is_kept(tmp_path):
     assert json.loads((tmp_path / "last.previous" / "state.json").read_text())["number"] == 2
 
 
+@pytest.mark.promise("F05")
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "remove"])
 def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, name, damage):
@@ -90,6 +96,7 @@ def test_description_of_another_form_counts_as_damage(tmp_path, content):
         read_checkpoint(tmp_path / "last")
 
 
+@pytest.mark.promise("F05")
 def test_every_flipped_byte_is_found(tmp_path):
     write_checkpoint(checkpoint_of(1), tmp_path / "last")
     for name in ("state.safetensors", "state.json"):
@@ -102,6 +109,7 @@ def test_every_flipped_byte_is_found(tmp_path):
         file.write_bytes(whole)
 
 
+@pytest.mark.promise("F04")
 def test_interrupted_write_leaves_the_checkpoint_that_was_there(tmp_path, monkeypatch):
     write_checkpoint(checkpoint_of(1), tmp_path / "last")
 
@@ -116,6 +124,7 @@ def test_interrupted_write_leaves_the_checkpoint_that_was_there(tmp_path, monkey
     assert found.facts["number"] == 1
 
 
+@pytest.mark.promise("F02")
 def test_checkpoint_between_two_renames_is_found(tmp_path):
     """The moment of a kill at which `last` has been moved aside and the new one is not there yet."""
     write_checkpoint(checkpoint_of(1), tmp_path / "last")
@@ -125,6 +134,7 @@ def test_checkpoint_between_two_renames_is_found(tmp_path):
     assert found.facts["number"] == 1
 
 
+@pytest.mark.promise("F02")
 def test_next_write_after_a_kill_between_two_renames_never_leaves_none(tmp_path, monkeypatch):
     write_checkpoint(checkpoint_of(1), tmp_path / "last")
     (tmp_path / "last").rename(tmp_path / "last.previous")
@@ -205,3 +215,26 @@ def test_restoring_keeps_the_parameters_that_the_optimiser_holds():
     restore_adapter(model, {key: torch.zeros_like(value) for key, value in adapter_tensors(model).items()})
     assert all(one is other for one, other in zip(before, convpeft.trainable_parameters(model), strict=True))
     assert all(not parameter.any() for parameter in before)
+
+
+@pytest.mark.promise("S02")
+@pytest.mark.parametrize(
+    "facts",
+    [{"places": None}, {"places": [[1.0]]}, {"history": [{"nothing": 1}]}, {"position": 3}, {"position": {"epoch": 1}}],
+    ids=str,
+)
+def test_checkpoint_whose_facts_are_not_those_of_a_run_is_refused_in_one_line(tmp_path, facts):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    convpeft.attach(model, "probe", num_classes=2)
+    batches = SimpleNamespace(loader=torch.utils.data.DataLoader([(torch.zeros(4), 0, 0)]))
+    engine = Engine(model, batches, TrainSection(), None)
+    try:
+        course = Course(model, engine, tmp_path / "last", save_every=1e9)
+        course.keep(Position(1, 1))
+        found = read_checkpoint(tmp_path / "last")
+        write_checkpoint(Checkpoint(found.tensors, found.facts | facts), tmp_path / "last")
+        with pytest.raises(RunError, match="is not of this run") as refusal:
+            Course(model, engine, tmp_path / "last", save_every=1e9).resume()
+        assert str(refusal.value).isprintable()
+    finally:
+        engine.close()

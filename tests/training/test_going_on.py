@@ -25,6 +25,7 @@ def damage(directory: Path) -> None:
     file.write_bytes(content)
 
 
+@pytest.mark.promise("F05")
 def test_run_that_goes_on_from_the_checkpoint_before_a_damaged_one_says_so(images, tmp_path):
     values = recipe(images, tmp_path / "run")
     whole = convpeft.train(values)

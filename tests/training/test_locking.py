@@ -1,5 +1,6 @@
 """One process trains into a directory; what a dead one has left there is taken over, and said."""
 
+import errno
 import fcntl
 import json
 import os
@@ -14,6 +15,8 @@ import pytest
 from convpeft.errors import RunError
 from convpeft.training import locking
 from convpeft.training.locking import LOCK, lock_run
+
+pytestmark = pytest.mark.promise("F07")
 
 HOLD = """
 import os, sys, time
@@ -203,6 +206,16 @@ def test_directory_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(RunError, match=r"nowhere: cannot be written \(No such file or directory\)"):  # noqa: SIM117
         with lock_run(tmp_path / "nowhere"):
             pass
+
+
+@pytest.mark.promise("F04")
+def test_lock_that_finds_no_room_names_the_directory(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.pwrite", refuse)
+    with pytest.raises(RunError, match=r"cannot be written \(No space left on device\)"), lock_run(tmp_path):
+        pass
 
 
 def test_of_several_processes_at_once_one_is_inside(tmp_path):

@@ -1,8 +1,11 @@
 """Several processes on one run, as `accelerate launch` or `torchrun` starts them."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,14 +14,32 @@ import convpeft
 
 
 @pytest.mark.slow
-def test_two_processes_make_one_run(tmp_path: Path) -> None:
+@pytest.mark.promise("F03")
+def test_two_processes_make_one_run_and_stop_and_go_on_together(tmp_path: Path) -> None:
+    """As a scheduler ends it: the signal goes to torchrun, which tells its processes."""
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "convpeft", "train", "--model", "small-cnn", "--data", "glyphs:digits", "--epochs", "1"]
-    command += ["--set", "model.pretrained=false", "--set", "data.limit=100", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "convpeft"]
+    words = ["train", "--model", "small-cnn", "--data", "glyphs:digits", "--epochs", "12", "--rank", "2"]
+    words += ["--set", "model.pretrained=false", "--set", "data.limit=100", "--out", str(out)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*launch, *words], stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        limit = time.monotonic() + 120
+        while not (out / "checkpoints" / "last").exists() and time.monotonic() < limit:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        began = time.monotonic()
+        os.kill(process.pid, signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert time.monotonic() - began < 10
+        assert process.returncode != 0
+    assert err.count("convpeft: stopped by SIGTERM ") == 1, err[-3000:]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert not (out / ".lock").exists()
+    done = subprocess.run([*launch, "train", "--resume", str(out)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("test accuracy") == 1  # the other process keeps quiet
     facts = json.loads((out / "metrics.json").read_text())
     assert facts["images"]["train"] == 100
     assert convpeft.count(convpeft.from_adapter(out)).trainable == facts["parameters"]["trainable"]
+    assert len((out / "metrics.csv").read_text().splitlines()) == 13

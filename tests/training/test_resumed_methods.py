@@ -57,6 +57,7 @@ def run(method: str, folder: Path, *, stop: bool = False, resume: bool = False) 
     return {key: value.clone() for key, value in adapter_tensors(model).items()}
 
 
+@pytest.mark.promise("F01")
 @pytest.mark.parametrize("method", METHODS)
 def test_interrupted_training_ends_in_the_same_bytes(method: str, tmp_path: Path) -> None:
     whole = run(method, tmp_path / "whole")

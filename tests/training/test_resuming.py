@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 import convpeft
 from convpeft.errors import RunError
-from convpeft.training.checkpoints import adapter_tensors, read_checkpoint
+from convpeft.training.checkpoints import Checkpoint, adapter_tensors, read_checkpoint, write_checkpoint
 from convpeft.training.history import Fit
 from convpeft.training.loop import fit
 from convpeft.training.recipe import TrainSection
 from convpeft.training.stopping import Interrupted, Stopped, Terminated
+from measuring import times
 from tiny import Points, perceptron, separable
 
 BATCHES, EPOCHS = 5, 3  # 28 points in sixes: four whole batches and one of four
@@ -82,6 +83,7 @@ def stop_and_go_on(path: Path, batch: int, *, method: str = "full", options=None
     return model, run(model, checkpoints=path, resume=True, **keys)
 
 
+@pytest.mark.promise("F03")
 @pytest.mark.parametrize("batch", range(1, BATCHES * EPOCHS + 1))
 def test_training_stopped_after_any_batch_ends_in_the_same_adapter_and_history(tmp_path, batch):
     whole = adapted()
@@ -91,6 +93,7 @@ def test_training_stopped_after_any_batch_ends_in_the_same_adapter_and_history(t
     assert figures(fitted) == figures(expected)
 
 
+@pytest.mark.promise("F03")
 @pytest.mark.parametrize(
     ("method", "options", "keys"),
     [
@@ -109,10 +112,20 @@ def test_training_stopped_after_any_batch_ends_in_the_same_adapter_and_history(t
 @pytest.mark.parametrize("batch", [1, 7, 13])
 def test_every_state_of_a_training_is_put_back(tmp_path, batch, method, options, keys):
     whole = adapted(method, **options)
-    run(whole, **keys)
-    assert_same(state(stop_and_go_on(tmp_path, batch, method=method, options=options, **keys)[0]), state(whole))
+    expected = run(whole, **keys)
+    model, fitted = stop_and_go_on(tmp_path, batch, method=method, options=options, **keys)
+    assert_same(state(model), state(whole))
+    assert figures(fitted) == figures(expected)
 
 
+def test_gradient_between_the_batches_of_a_step_is_put_back(tmp_path):
+    """The history tells, also where an epoch before the stop is the best one and its adapter is the result."""
+    expected = run(adapted(), accumulate=3)
+    _, fitted = stop_and_go_on(tmp_path, 7, accumulate=3)
+    assert figures(fitted) == figures(expected)
+
+
+@pytest.mark.promise("F03")
 def test_signal_during_validation_stops_it_and_the_epoch_is_not_trained_again(tmp_path):
     class Signalling(Points):
         def __iter__(self):
@@ -133,6 +146,7 @@ def test_signal_during_validation_stops_it_and_the_epoch_is_not_trained_again(tm
     assert figures(fitted) == figures(expected)
 
 
+@pytest.mark.promise("F01")
 def test_checkpoint_within_an_epoch_is_where_a_failure_goes_on(tmp_path):
     whole = adapted()
     run(whole)
@@ -147,6 +161,7 @@ def test_checkpoint_within_an_epoch_is_where_a_failure_goes_on(tmp_path):
     assert_same(state(model), state(whole))
 
 
+@pytest.mark.promise("F06")
 def test_state_that_has_broken_down_replaces_no_checkpoint(tmp_path):
     model = adapted()
 
@@ -168,6 +183,7 @@ def test_checkpoints_within_an_epoch_are_rare(tmp_path):
     assert read_checkpoint(tmp_path / "last") is None
 
 
+@pytest.mark.promise("F05")
 def test_damaged_checkpoint_does_not_push_out_the_good_one_before_it(tmp_path):
     run(adapted(), checkpoints=tmp_path)
     (tmp_path / "last" / "state.json").write_bytes(b"damaged")
@@ -204,6 +220,32 @@ def test_training_without_checkpoints_leaves_signals_alone():
     assert not isinstance(caught.value, Stopped)
 
 
+def stored_by_two(path: Path) -> None:
+    """Make the checkpoint one of two processes."""
+    found = read_checkpoint(path / "last")
+    assert found is not None
+    write_checkpoint(Checkpoint(found.tensors, found.facts | {"places": 2 * found.facts["places"]}), path / "last")
+
+
+def test_checkpoint_within_an_epoch_of_two_processes_is_not_taken_up_by_one(tmp_path):
+    with pytest.raises(Terminated):
+        run(adapted(), checkpoints=tmp_path, watcher=At(2, sends(signal.SIGTERM)))
+    stored_by_two(tmp_path)
+    with pytest.raises(RunError, match=r"was written within an epoch by 2 processes, and 1 go on\. Resume with 2\."):
+        run(adapted(), checkpoints=tmp_path, resume=True)
+
+
+def test_checkpoint_between_epochs_of_two_processes_is_taken_up_by_one(tmp_path):
+    class Stop(At):
+        def epoch(self, _) -> None:
+            fail()
+
+    with pytest.raises(ZeroDivisionError):
+        run(adapted(), checkpoints=tmp_path, watcher=Stop(0, None))
+    stored_by_two(tmp_path)
+    assert len(run(adapted(), checkpoints=tmp_path, resume=True).history) == EPOCHS
+
+
 KILLED = """
 import os, random, signal, sys
 sys.path[:0] = {paths!r}
@@ -216,10 +258,10 @@ torch.save(state(model), sys.argv[2])
 """
 
 
-@pytest.mark.parametrize("most", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_training_killed_again_and_again_ends_in_the_same_adapter(tmp_path, most):
+@pytest.mark.promise("F01")
+def test_training_killed_again_and_again_ends_in_the_same_adapter(tmp_path):
     """SIGKILL at random times, among them within writing a checkpoint after every batch."""
-    whole = adapted()
+    whole, most = adapted(), times(full=20, reduced=1)
     run(whole, epochs=40)
     here = Path(__file__).parent
     code = KILLED.format(paths=[str(here), str(here.parent)])

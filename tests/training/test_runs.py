@@ -123,6 +123,7 @@ def test_model_of_the_result_is_ready_to_be_used(run):
     assert not any(module.training for module in run.model.modules())
 
 
+@pytest.mark.promise("C05")
 def test_reloaded_adapter_gives_the_identical_confusion_matrix(run):
     predictions, classes = evaluate_split(load_classifier(run.out), run.dataset, "test")
     again = classification_metrics(predictions.probabilities, predictions.labels, classes)
@@ -130,6 +131,7 @@ def test_reloaded_adapter_gives_the_identical_confusion_matrix(run):
     assert again.accuracy == run.test.accuracy
 
 
+@pytest.mark.promise("C05")
 def test_adapter_file_builds_its_base_again_and_gives_identical_logits(run):
     model = convpeft.from_adapter(run.out / "adapter")
     served = batches(run.dataset, "test", load_classifier(run.out).preprocessing, run.recipe)
@@ -144,12 +146,14 @@ def test_adapter_file_builds_its_base_without_touching_the_random_state(run):
     assert torch.equal(torch.rand(2), expected)
 
 
+@pytest.mark.promise("C11")
 def test_same_seed_gives_the_same_adapter_bytes(images, run, tmp_path):
     torch.manual_seed(999)
     quick(recipe(images, tmp_path / "again"))
     assert adapter_bytes(tmp_path / "again") == adapter_bytes(run.out)
 
 
+@pytest.mark.promise("C11")
 def test_another_seed_gives_another_adapter(images, run, tmp_path):
     quick(recipe(images, tmp_path / "other", train__seed=1))
     assert adapter_bytes(tmp_path / "other") != adapter_bytes(run.out)
@@ -223,6 +227,7 @@ def test_test_images_choose_nothing(tmp_path):
     assert adapter_bytes(tmp_path / "a") == adapter_bytes(tmp_path / "b")
 
 
+@pytest.mark.promise("B05")
 def test_images_in_two_splits_are_counted_and_told(tmp_path):
     data = write_splits(tmp_path / "data")
     for number in range(3):
@@ -265,6 +270,7 @@ def test_directory_that_cannot_be_written_is_named(images, tmp_path):
         quick(recipe(images, tmp_path / "file" / "run"))
 
 
+@pytest.mark.promise("B06")
 @pytest.mark.parametrize(
     ("keys", "error", "words"),
     [
@@ -301,6 +307,7 @@ def test_typo_in_an_option_is_found_before_the_data_is_read(tmp_path):
         quick(recipe(tmp_path / "no such folder", tmp_path / "run", method__rnak=3))
 
 
+@pytest.mark.promise("B02")
 def test_damaged_picture_is_named_before_anything_is_written(tmp_path):
     data = write_splits(tmp_path / "data")
     for split in ("val", "test"):
@@ -330,12 +337,40 @@ def test_equal_class_weights_are_none(images, tmp_path):
     assert class_weights(load_recipe_data(checked), checked) is None
 
 
+@pytest.mark.promise("B04")
 def test_last_batch_of_one_image_is_left_out_of_training_only(tmp_path):
     data = write_splits(tmp_path / "data", count=3)  # 9 images a split
     prepared = prepare_run(make_recipe(recipe(data, tmp_path / "run", train__batch_size=4)))
     assert [len(labels) for _, labels, _ in prepared.batches["train"]] == [4, 4]
     assert sum(len(labels) for _, labels, _ in prepared.batches["val"]) == 9
     assert sum(len(labels) for _, labels, _ in prepared.batches["test"]) == 9
+
+
+def test_splits_together_keep_no_more_in_memory_than_the_limit(images, tmp_path, monkeypatch):
+    """12, 6 and 6 images of 784 bytes: after the training split there is room for one more of the others."""
+    monkeypatch.setattr("convpeft.training.preparing.CACHE_BYTES", (12 + 6 + 5) * 784)
+    prepared = prepare_run(make_recipe(recipe(images, tmp_path / "run")))
+    kept = {name: served.dataset.cached_bytes for name, served in prepared.batches.items()}
+    assert kept == {"train": 12 * 784, "val": 6 * 784, "test": 0}
+
+
+def test_images_that_are_not_kept_in_memory_give_the_same_adapter(images, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("convpeft.training.preparing.CACHE_BYTES", 0)
+    quick(recipe(images, tmp_path / "run"))
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(run.out)
+
+
+@pytest.mark.promise("B02")
+def test_damaged_picture_is_named_before_training_where_images_are_not_kept_in_memory(tmp_path, monkeypatch):
+    data = write_splits(tmp_path / "data")
+    file = data / "val" / "low" / "1.png"
+    content = bytearray(file.read_bytes())
+    content[60:80] = bytes(20)
+    file.write_bytes(content)
+    monkeypatch.setattr("convpeft.training.preparing.CACHE_BYTES", 0)
+    with pytest.raises(DataError, match=r"1 of 36 pictures cannot be read: val/low/1\.png"):
+        quick(recipe(data, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_only_training_images_are_augmented(images, tmp_path):
@@ -400,6 +435,7 @@ def test_warm_start_with_another_method_is_refused(images, run, tmp_path, method
     assert words in str(caught.value)
 
 
+@pytest.mark.promise("C14")
 def test_warm_start_matches_classes_by_name(run, tmp_path):
     """The data knows two of the adapter's classes only, so their positions differ."""
     data = write_splits(tmp_path / "data", names=("low", "middle"))
@@ -453,3 +489,21 @@ def test_method_that_finds_no_layer_says_so(images, tmp_path):
     values = recipe(images, tmp_path / "run", method__name="norm-tuning", train__epochs=1)
     del values["method"]["rank"]
     assert quick(values).count.layers.keys() == {"classifier"}
+
+
+def test_seed_of_the_recipe_orders_the_training_images(run):
+    preprocessing = load_classifier(run.out).preprocessing
+    orders = []
+    for seed in (0, 1, 0):
+        seeded = run.recipe.model_copy(update={"train": run.recipe.train.model_copy(update={"seed": seed})})
+        served = batches(run.dataset, "train", preprocessing, seeded)
+        orders.append(torch.cat([index for _, _, index in served]).tolist())
+    assert orders[0] == orders[2]
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.promise("F07")
+def test_second_run_into_a_directory_is_refused(images, tmp_path):
+    checked = make_recipe(recipe(images, tmp_path / "run"))
+    with open_run(checked), pytest.raises(RunError, match="trains into it"), open_run(checked, resume=True):
+        pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convpeft.console import print_json, say, show_table
+from convpeft.console import print_json, say, show_table, warnings_as_lines
 from convpeft.errors import OptionError
 
 
@@ -15,6 +15,7 @@ def check_model(
     adapter: Path | None,
     method: str | None,
     pretrained: bool,
+    force: bool,
     as_json: bool,
 ) -> bool:
     """Check a network, print a line for each claim, and say whether all hold.
@@ -26,6 +27,8 @@ def check_model(
         raise OptionError("nothing to check. Name a MODEL, or an adapter with --adapter RUN.")
     if method is not None and adapter is not None:
         raise OptionError("--method and --adapter exclude each other: the adapter's file says which method it is.")
+    if force and adapter is None:
+        raise OptionError("--force loads an adapter onto another base. Name one with --adapter RUN, or leave it out.")
     if method is not None:
         from convpeft.planning import read_requests
 
@@ -36,15 +39,19 @@ def check_model(
         )
     from convpeft.checking import check
     from convpeft.models import from_adapter, load_model
+    from convpeft.storage import load
 
-    if source is None:
-        assert adapter is not None
-        model, file = from_adapter(adapter, weights=weights), None
-    else:
-        model, file = load_model(source, weights=weights, pretrained=pretrained), adapter
+    with warnings_as_lines() as told:
+        if source is None:
+            assert adapter is not None
+            model, file = from_adapter(adapter, weights=weights, force=force), None
+        else:
+            model, file = load_model(source, weights=weights, pretrained=pretrained), adapter
+            if adapter is not None and force:
+                model, file = load(model, adapter, force=True), None
     report = check(model, method=method, adapter=file)
     if as_json:
-        print_json(report.to_dict())
+        print_json(report.to_dict() | ({"forced": told} if force else {}))
         return report.passed
     shown = {"fail": "FAIL"}
     rows = [

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convpeft.console import command_line, print_json, say, show_table
+from convpeft.console import command_line, print_json, say, show_table, warnings_as_lines
 from convpeft.errors import DataError, OptionError, RunError
 from convpeft.training.recipe import Recipe, make_recipe, read_recipe
 
@@ -23,6 +23,7 @@ def evaluate_path(
     who: str,
     against: Path | None,
     out: Path | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Evaluate a run or an adapter and write its figures beside it."""
@@ -30,7 +31,7 @@ def evaluate_path(
     from convpeft.data import load_data
     from convpeft.evaluation import classification_metrics
     from convpeft.evaluation.inference import evaluate_split, load_classifier
-    from convpeft.reporting import Code, ReportContent, format_interval, write_report, write_whole
+    from convpeft.reporting import Code, Notes, ReportContent, format_interval, write_report, write_whole
     from convpeft.reporting.sections import classification_sections
     from convpeft.training.results import gallery, write_plots, write_predictions
 
@@ -38,23 +39,27 @@ def evaluate_path(
     recipe = _recipe_of(path)
     if data is None and recipe is None:
         raise OptionError(f"{path}: is no run, so it tells no images. Give --data.")
-    classifier = load_classifier(path, weights=weights)
-    if recipe is None:
+    with warnings_as_lines() as told:
+        classifier = load_classifier(path, weights=weights, force=force)
+    others = data is not None and not _is_own(recipe, data)  # images that this run was not trained on, by their name
+    if others and split in (None, "all"):  # they are taken as they are, and whole where they have no test split
+        dataset = load_data(data or "", whole=True)
+        split = split or ("test" if len(dataset.test) else "all")
+    elif recipe is None:
         dataset = load_data(data or "")
     else:
         from convpeft.training.preparing import load_recipe_data
 
         # the run's own seed, or a folder that it was trained on would be split in another way
-        same = data in (None, recipe.data.source)
-        own = recipe.data if same else recipe.data.model_copy(update={"source": data, "fold": None})
+        own = recipe.data.model_copy(update={"source": data, "fold": None}) if others else recipe.data
         dataset = load_recipe_data(recipe.model_copy(update={"data": own}))
-    spec = dataset.spec
-    if split is None:  # other images than the run's own are measured whole where they have no test split
-        split = "all" if data is not None and "test" in dataset.made and not _is_own(recipe, data) else "test"
+    spec, split = dataset.spec, split or "test"
     images = dataset.split(split)
     predictions, classes = evaluate_split(classifier, dataset, split, who=who)
     metrics = classification_metrics(predictions.probabilities, predictions.labels, classes)
     facts: dict[str, Any] = metrics.to_dict() | {"run": str(path), "data": spec, "split": split, "model": who}
+    if force:
+        facts["forced"] = told
     if who != "adapter":
         named = len(dataset.classes)
         facts["note"] = (
@@ -78,6 +83,7 @@ def evaluate_path(
                 sections=(
                     *classification_sections(metrics),
                     *gallery(images, predictions, classes),
+                    *([Notes("Forced", tuple(told), warning=True)] if told else []),
                     Code("Command", shlex.join(command_line())),
                 ),
             ),

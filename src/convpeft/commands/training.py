@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from convpeft.console import ProgressBar, command_line, complain, plain, print_json, say, show_table
+from convpeft.console import (
+    ProgressBar,
+    command_line,
+    complain,
+    plain,
+    print_json,
+    say,
+    show_table,
+    warnings_as_lines,
+)
 from convpeft.training.recipe import Recipe
 
 
@@ -18,7 +28,9 @@ def train_recipe(recipe: Recipe, *, resume: bool, as_json: bool) -> None:
     from convpeft.training.runs import open_run, run_prepared
     from convpeft.training.stopping import Stopped
 
-    with open_run(recipe, resume=resume) as prepared:
+    with ExitStack() as held:
+        with warnings_as_lines():
+            prepared = held.enter_context(open_run(recipe, resume=resume))
         recipe = prepared.recipe
         images = len(prepared.dataset.train)
         main = is_main()
@@ -35,7 +47,8 @@ def train_recipe(recipe: Recipe, *, resume: bool, as_json: bool) -> None:
             with ProgressBar(recipe.train.epochs, images, quiet=as_json or not main) as bar:
                 result = run_prepared(prepared, Path(recipe.out), resume=resume, watcher=bar)
         except Stopped as stop:
-            complain(f"{stop}. Go on with `convpeft train --resume {shlex.quote(recipe.out)}`.")
+            if main:
+                complain(f"{stop}. Go on with `convpeft train --resume {shlex.quote(recipe.out)}`.")
             raise SystemExit(stop.status) from None
         if not main:
             return

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-CACHE_BYTES = 1 << 30
+CACHE_BYTES = 1 << 30  # of prepared images, over all splits of a run
 _CHUNK = 4096
 _MAX_THREADS = 8
 
@@ -33,7 +33,7 @@ class ImageBatches:
     """Iterate over a split: images float32 (batch, channels, height, width), labels and indices int64 (batch,).
 
     The same seed, epoch and index give the same bits, whatever the number of workers; torch's global random
-    state is neither read nor moved. Prepared images are kept in memory when they fit in 1 GiB.
+    state is neither read nor moved. Prepared images are kept in memory when they fit in `cache_bytes`.
 
     Args:
         split: What to serve.
@@ -44,6 +44,7 @@ class ImageBatches:
         seed: Of the order and the augmentation, at least 0.
         workers: Processes that prepare batches; 0 is best when images are in memory and not augmented.
         drop_last: Leave out a last, smaller batch.
+        cache_bytes: Memory for prepared images, one byte a pixel and channel; all or none are kept.
 
     Raises:
         OptionError: If an option is out of range or unknown.
@@ -61,12 +62,15 @@ class ImageBatches:
         seed: int = 0,
         workers: int = 0,
         drop_last: bool = False,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("workers", workers, 0)):
             if value < least:
                 raise OptionError(f"{name}={value}: expected {least} or more.")
         self._epoch = _Epoch()
-        self.dataset = PreparedImages(split, preprocessing, augment=augment, seed=seed, epoch=self._epoch)
+        self.dataset = PreparedImages(
+            split, preprocessing, augment=augment, seed=seed, epoch=self._epoch, cache_bytes=cache_bytes
+        )
         self.sampler = EpochSampler(len(split), shuffle=shuffle, seed=seed, epoch=self._epoch)
         self.loader: DataLoader[Batch] = DataLoader(
             self.dataset,
@@ -121,7 +125,14 @@ class PreparedImages(TorchDataset[Batch]):
     """Prepared images, whole batches at a time, from memory where they fit."""
 
     def __init__(
-        self, split: Split, preprocessing: Preprocessing, *, augment: str | None, seed: int, epoch: _Epoch
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        *,
+        augment: str | None,
+        seed: int,
+        epoch: _Epoch,
+        cache_bytes: int,
     ) -> None:
         channels, (height, width) = preprocessing.channels, preprocessing.size
         self._transform = build_transform(augment or "none", (height, width), channels)
@@ -132,8 +143,13 @@ class PreparedImages(TorchDataset[Batch]):
         )
         # (x / 255 - mean) / std as one multiplication and one addition.
         self._gain, self._offset = 1 / (255 * std), -mean / std
-        small = len(split) * channels * height * width <= CACHE_BYTES
+        small = len(split) * channels * height * width <= cache_bytes
         self._cache = prepare_all(split, preprocessing) if small else None
+
+    @property
+    def cached_bytes(self) -> int:
+        """Memory that the kept images take."""
+        return 0 if self._cache is None else self._cache.numel()
 
     def __len__(self) -> int:
         return len(self._labels)

@@ -13,7 +13,7 @@ from convpeft.data.datasets import FileImages, Parts, Split
 from convpeft.data.images import SUFFIXES, broken_pictures, find_fault
 from convpeft.data.quoting import check_names, quoted
 from convpeft.data.tables import SPLIT_WORDS, TABLE_NAME, Row, read_table
-from convpeft.errors import DataError, OptionError
+from convpeft.errors import DataError, OptionError, plainly
 
 _SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}
 

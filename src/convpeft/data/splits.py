@@ -51,6 +51,20 @@ def complete(
     return Dataset(spec, parts.classes, train, dataset.val, dataset.test, tuple(notes), made)
 
 
+def as_found(spec: str, parts: Parts) -> Dataset:
+    """Take what a source offers as it is; the splits that it does not have are empty.
+
+    Raises:
+        DataError: If there is no image.
+    """
+    some = next((split for split in parts.splits.values() if len(split)), None)
+    if some is None:
+        raise DataError(f"data '{spec}': has no images. Put them below CLASS/ or test/CLASS/.")
+    empty = some.subset(np.zeros(0, dtype=np.int64))
+    train, val, test = (parts.splits.get(name, empty) for name in ("train", "val", "test"))
+    return Dataset(spec, parts.classes, train, val, test, parts.notes)
+
+
 def hold_out(
     labels: NDArray[np.int64], fraction: float, *, rng: np.random.Generator, groups: tuple[str, ...] | None = None
 ) -> NDArray[np.bool_]:

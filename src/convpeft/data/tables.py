@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from convpeft.data.quoting import quoted, reason
-from convpeft.errors import DataError, OptionError
+from convpeft.errors import DataError, OptionError, plainly
 
 TABLE_NAME = "labels.csv"
 _COLUMNS = {

@@ -40,12 +40,13 @@ class Answer:
     probabilities: tuple[float, ...]
 
 
-def load_classifier(path: str | Path, *, weights: str | Path | None = None) -> Classifier:
+def load_classifier(path: str | Path, *, weights: str | Path | None = None, force: bool = False) -> Classifier:
     """Build the base that an adapter file records, load the adapter, and read classes and preprocessing from it.
 
     Args:
         path: An adapter or a run.
         weights: The base's weights, where they are not at the recorded place.
+        force: Load onto a base with another fingerprint all the same, with a warning.
 
     Raises:
         AdapterFileError: If the file tells no classes or preprocessing, or is damaged or made for another base.
@@ -55,7 +56,8 @@ def load_classifier(path: str | Path, *, weights: str | Path | None = None) -> C
     for field in ("classes", "preprocessing"):
         if file.config[field] is None:
             raise AdapterFileError(f"{file.path}: tells no {field}. Save with convpeft.save(..., {field}=...).")
-    model = from_adapter(path, weights=weights).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = from_adapter(path, weights=weights, force=force).eval().to(device)
     told = Preprocessing.from_dict(file.config["preprocessing"], where=str(file.path))
     return Classifier(model, told, tuple(file.config["classes"]))
 

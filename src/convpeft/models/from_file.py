@@ -14,12 +14,13 @@ from convpeft.models.source import ModelSource
 from convpeft.storage import load
 
 
-def from_adapter(path: str | Path, *, weights: str | Path | None = None) -> nn.Module:
+def from_adapter(path: str | Path, *, weights: str | Path | None = None, force: bool = False) -> nn.Module:
     """Build the base that an adapter file records and load the adapter on it.
 
     Args:
         path: An adapter or a run.
         weights: The base's weights file, where it is not at the recorded place.
+        force: Load onto a base with another fingerprint all the same, with a warning.
 
     Returns:
         The adapted model.
@@ -37,4 +38,4 @@ def from_adapter(path: str | Path, *, weights: str | Path | None = None) -> nn.M
     if file.config["preprocessing"] is not None:
         told = Preprocessing.from_dict(file.config["preprocessing"], where=f"{file.path}: preprocessing")
         model.__dict__["_convpeft_preprocessing"] = told
-    return load(model, path)
+    return load(model, path, force=force)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from convpeft.errors import RunError
 from convpeft.injection import adapted_layers, slots_of
+from convpeft.training.processes import count_processes
 from convpeft.writing import whole_directory
 
 _TENSORS = "state.safetensors"
@@ -49,11 +50,15 @@ def restore_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         RunError: If names or shapes are not those of this model.
     """
     own = adapter_tensors(model)
-    if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in tensors.items()}:
+    if _forms(own) != _forms(tensors):
         raise RunError("the checkpoint was made with other layers. Resume with the run's own recipe.")
     with torch.no_grad():
         for key, value in own.items():
             value.copy_(tensors[key])
+
+
+def _forms(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {key: (value.shape, value.dtype) for key, value in tensors.items()}
 
 
 def capture(model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> Checkpoint:
@@ -79,7 +84,12 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str,
 def surroundings() -> dict[str, str]:
     """What the last bits of a training depend on beside its recipe."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return {"torch": torch.__version__, "threads": str(torch.get_num_threads()), "device": device}
+    return {
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+        "device": device,
+        "processes": str(count_processes()),
+    }
 
 
 def reinstate(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -88,6 +98,14 @@ def reinstate(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.O
     Raises:
         RunError: If it does not fit the model or the optimiser.
     """
+    try:
+        return _reinstate(checkpoint, model, optimizer)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, UserWarning) as error:
+        why = " ".join(str(error).split())[:200]
+        raise RunError(f"the checkpoint does not fit the run ({why}). Start the run anew.") from None
+
+
+def _reinstate(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     prefixed = checkpoint.tensors
     restore_adapter(model, {k.removeprefix("adapter/"): v for k, v in prefixed.items() if k.startswith("adapter/")})
     states: dict[int, dict[str, Any]] = {}

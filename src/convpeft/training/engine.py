@@ -106,7 +106,7 @@ class Engine:
             at_rest: Is called after each batch, when the state is whole, with how far the epoch is.
 
         Raises:
-            RunError: If the loss is not finite, naming epoch and batch.
+            RunError: If loss or gradient is not finite, naming epoch and batch; the adapter is as before the step.
         """
         number = start.epoch
         end = self._train(start, watcher, at_rest)
@@ -144,12 +144,8 @@ class Engine:
             if self._settings.objective == "lwf":
                 kept = lwf_loss(self._model, images, temperature=self._settings.lwf_temperature)
                 objective = objective + self._settings.lwf_weight * kept
-            if not torch.isfinite(objective):
-                raise RunError(
-                    f"the loss is {float(objective.detach())} at epoch {number}, batch {index + 1}. "
-                    f"Lower train.lr (it is {max(self._base_rates):g}) or train.clip."
-                )
-            self._step(objective, index)
+            self._check_finite("loss", objective, number, index)
+            self._step(objective, number, index)
             count = len(labels)
             seen, loss_sum = seen + count, loss_sum + float(loss.detach()) * count
             right += int((logits.detach().argmax(1) == labels).sum())
@@ -179,15 +175,23 @@ class Engine:
         total, loss_total, right_total = cast(Tensor, self.accelerator.reduce(sums, reduction="sum")).tolist()
         return loss_total / max(total, 1), right_total / max(total, 1), int(total)
 
-    def _step(self, objective: Tensor, index: int) -> None:
+    def _check_finite(self, what: str, value: Tensor, number: int, index: int) -> None:
+        if not torch.isfinite(value):
+            raise RunError(
+                f"the {what} is {float(value.detach())} at epoch {number}, batch {index + 1}. "
+                f"Lower train.lr (it is {max(self._base_rates):g}) or train.clip."
+            )
+
+    def _step(self, objective: Tensor, number: int, index: int) -> None:
         """Add a batch's gradient; every `accumulate` batches and at the epoch's end, take a step."""
         accumulate, batches = self._settings.accumulate, len(self._loader)
         rest = batches - index + index % accumulate  # the last step of an epoch may have fewer batches
         self.accelerator.backward(objective / min(accumulate, rest))
         if (index + 1) % accumulate and index + 1 < batches:
             return
-        if self._settings.clip > 0:
-            self.accelerator.clip_grad_norm_(self._parameters, self._settings.clip)
+        norm = self.accelerator.clip_grad_norm_(self._parameters, self._settings.clip or math.inf)
+        if self.accelerator.scaler is None:  # a scaler leaves such a step out and tries a smaller scale
+            self._check_finite("gradient's norm", cast(Tensor, norm), number, index)
         self._prepared.step()
         after_step(self._model, self.optimizer)
         self._prepared.zero_grad(set_to_none=True)

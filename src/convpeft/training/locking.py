@@ -66,13 +66,16 @@ def lock_run(out: Path) -> Generator[str | None]:
     try:
         descriptor = _open_locked(path, out)
     except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error.strerror}). Choose another --out.") from None
+        raise _unwritable(out, error) from None
     try:
         former = _read(descriptor)
         if former is not None and former.is_elsewhere():
             raise _refusal(out, former)
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(asdict(_me())).encode(), 0)
+        try:
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(asdict(_me())).encode(), 0)
+        except OSError as error:
+            raise _unwritable(out, error) from None
         try:
             yield None if former is None else f"{out}: took over the lock of process {former.pid}, which has ended."
         finally:
@@ -135,7 +138,13 @@ def _read(descriptor: int) -> _Owner | None:
     pid, host, boot = (fields.get(key) for key in ("pid", "host", "boot"))
     if not isinstance(pid, int) or not 0 < pid < 2**31 or not isinstance(host, str) or not isinstance(boot, str):
         return None
+    if not host.isprintable():  # it is shown
+        return None
     return _Owner(pid, host, boot)
+
+
+def _unwritable(out: Path, error: OSError) -> RunError:
+    return RunError(f"{out}: cannot be written ({error.strerror}). Choose another --out.")
 
 
 def _refusal(out: Path, owner: _Owner | None) -> RunError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,13 +15,16 @@ from torch import Tensor, nn
 
 from convpeft.adapter_file import read_adapter
 from convpeft.attachment import attach
-from convpeft.data import Dataset, ImageBatches, load_data
+from convpeft.data import Dataset, ImageBatches, find_duplicates, load_data
 from convpeft.data.augmentation import PRESETS
+from convpeft.data.batches import CACHE_BYTES
 from convpeft.errors import ModelError, OptionError, nearest
 from convpeft.evaluation import predict_logits
 from convpeft.models import Preprocessing, load_model, notes_of, preprocessing_of, source_of
 from convpeft.planning import read_requests
 from convpeft.storage import load
+from convpeft.training.checkpoints import adapter_tensors, restore_adapter
+from convpeft.training.options import check_method
 from convpeft.training.recipe import Recipe, make_recipe
 
 
@@ -35,8 +40,21 @@ class Prepared:
 
     @cached_property
     def batches(self) -> dict[str, ImageBatches]:
-        """Batches of every split, by its name; reads the pictures and names those that cannot be read."""
-        return {name: batches(self.dataset, name, self.preprocessing, self.recipe) for name in self.dataset.splits()}
+        """Batches of every split, by its name; together they keep at most 1 GiB of images in memory.
+
+        Reads the pictures that are kept, and names those that cannot be read.
+        """
+        made: dict[str, ImageBatches] = {}
+        left = CACHE_BYTES
+        for name in self.dataset.splits():  # the training split first: it gains most
+            made[name] = batches(self.dataset, name, self.preprocessing, self.recipe, cache_bytes=left)
+            left -= made[name].dataset.cached_bytes
+        return made
+
+    @cached_property
+    def leaks(self) -> dict[str, int]:
+        """Images that two splits have in common, by "first/second"; reads every picture."""
+        return dict(Counter(f"{first}/{second}" for first, _, second, _ in find_duplicates(self.dataset)))
 
 
 def prepare_run(recipe: Recipe) -> Prepared:
@@ -63,9 +81,35 @@ def prepare_run(recipe: Recipe) -> Prepared:
     if section.image_size is not None:
         preprocessing = dataclasses.replace(preprocessing, size=(section.image_size, section.image_size))
     model.__dict__["_convpeft_source"] = dataclasses.replace(source, seed=recipe.train.seed)
-    adapt(model, recipe, len(dataset.classes))
+    told = adapt(model, recipe, len(dataset.classes))
     _try_model(model, preprocessing, len(dataset.classes))
-    return Prepared(recipe, dataset, model, preprocessing, (*notes_of(model), *dataset.notes))
+    if min(recipe.train.batch_size, len(dataset.train)) == 1:
+        _try_single_image(model, preprocessing)
+    return Prepared(recipe, dataset, model, preprocessing, (*told, *notes_of(model), *dataset.notes))
+
+
+def _try_single_image(model: nn.Module, preprocessing: Preprocessing) -> None:
+    """Run one blank image in training mode, as a batch of one will, and put everything back.
+
+    Raises:
+        OptionError: If a norm with live statistics has one value a channel, of which there is no variance.
+    """
+    blank = torch.zeros(1, preprocessing.channels, *preprocessing.size)
+    before = {key: value.clone() for key, value in adapter_tensors(model).items()}
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            model.train()(blank)
+    except ValueError as error:
+        why = " ".join(str(error).split())[:160]
+        raise OptionError(
+            f"train.batch_size: a batch is one image, and this network cannot learn from one ({why}). "
+            'Set train.batch_size to 2 or more, or method.norm="frozen".'
+        ) from None
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        restore_adapter(model, before)
 
 
 def _try_model(model: nn.Module, preprocessing: Preprocessing, num_classes: int) -> None:
@@ -123,11 +167,16 @@ def settle(recipe: Recipe) -> Recipe:
     return settled
 
 
-def adapt(model: nn.Module, recipe: Recipe, num_classes: int) -> None:
-    """Attach the recipe's method, or load the adapter it starts from."""
+def adapt(model: nn.Module, recipe: Recipe, num_classes: int) -> list[str]:
+    """Attach the recipe's method, or load the adapter it starts from; what a reader must know of that."""
     if recipe.warm_start is not None:
-        load(model, recipe.warm_start)
-        return
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            load(model, recipe.warm_start, force=recipe.force)
+        told = [str(each.message) for each in caught]
+        for each in told:
+            warnings.warn(each, stacklevel=2)
+        return told
     section = recipe.method
     attach(
         model,
@@ -141,9 +190,12 @@ def adapt(model: nn.Module, recipe: Recipe, num_classes: int) -> None:
         also_train=section.also_train,
         **section.options,
     )
+    return []
 
 
-def batches(dataset: Dataset, split: str, preprocessing: Preprocessing, recipe: Recipe) -> ImageBatches:
+def batches(
+    dataset: Dataset, split: str, preprocessing: Preprocessing, recipe: Recipe, *, cache_bytes: int = CACHE_BYTES
+) -> ImageBatches:
     """Batches of one split as the recipe wants them; only the training split is shuffled and augmented."""
     training, images = split == "train", dataset.splits()[split]
     size = recipe.train.batch_size
@@ -157,6 +209,7 @@ def batches(dataset: Dataset, split: str, preprocessing: Preprocessing, recipe: 
         workers=recipe.train.workers if training else 0,
         # a norm with live statistics cannot take a batch of one image
         drop_last=training and len(images) > size and len(images) % size == 1,
+        cache_bytes=cache_bytes,
     )
 
 
@@ -171,6 +224,7 @@ def class_weights(dataset: Dataset, recipe: Recipe) -> Tensor | None:
 
 def _check_names(recipe: Recipe) -> None:
     """Check what is only a name or an option before anything is read."""
+    check_method(recipe.method)
     read_requests(recipe.method.name, recipe.method.options)
     if recipe.data.augment not in PRESETS:
         raise OptionError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convpeft.injection import adapted_layers, slots_of
 
@@ -27,10 +27,38 @@ def wait_for_all() -> None:
     PartialState(cpu=on_cpu()).wait_for_everyone()
 
 
+def agree(*wishes: int, device: torch.device) -> list[int]:
+    """The largest of each wish over all processes, so that all do the same at the same batch."""
+    if not _several():
+        return list(wishes)
+    told = torch.tensor(wishes, device=device)
+    torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
+    return told.tolist()
+
+
+def from_all(tensor: Tensor, *, device: torch.device) -> list[Tensor]:
+    """The tensors of all processes in the order of their numbers, each on the CPU; equal in shape and type."""
+    if not _several():
+        return [tensor.cpu()]
+    own = tensor.to(device)
+    found = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(found, own)
+    return [each.cpu() for each in found]
+
+
+def count_processes() -> int:
+    """How many processes train together."""
+    return torch.distributed.get_world_size() if _several() else 1
+
+
 def share_buffers(model: nn.Module) -> None:
     """Give every process the main one's adapter buffers: norm statistics move apart, each on its own images."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _several():
         return
     for _, layer in adapted_layers(model):
         for buffer in slots_of(layer).buffers():
             torch.distributed.broadcast(buffer, src=0)
+
+
+def _several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -16,6 +16,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+_DEEPEST = 16  # tables and lists in each other
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -95,6 +98,7 @@ class Recipe(_Section):
     train: TrainSection = TrainSection()
     out: str = "runs/run"
     warm_start: str | None = None  # an adapter to go on from
+    force: bool = False  # load it even onto another base than its own
 
     def to_toml(self) -> str:
         """The recipe as TOML; what is None is left out."""
@@ -107,6 +111,7 @@ def make_recipe(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
     Raises:
         OptionError: For an unknown key or a value out of range, naming the key and the nearest valid one.
     """
+    _check_plain(values, where)
     try:
         return Recipe.model_validate(_widen(dict(values)))
     except ValidationError as error:
@@ -184,18 +189,45 @@ def _widen(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _check_plain(values: Mapping[str, Any], where: str) -> None:
+    """Refuse what TOML has no place for and what no error could show: nests without end, numbers of many digits.
+
+    Raises:
+        OptionError: If there is one.
+    """
+    open_values: list[tuple[Any, tuple[str, ...]]] = [(values, ())]
+    while open_values:
+        value, keys = open_values.pop()
+        if len(keys) > _DEEPEST:
+            raise OptionError(f"{where}: tables or lists are nested more than {_DEEPEST} deep. Write it flat.")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            place = ".".join(keys)
+            raise OptionError(f"{where}: {place} is a whole number of more than 64 bits. Write a smaller one.")
+        if isinstance(value, Mapping):
+            inside = cast(Mapping[Any, Any], value).items()
+            open_values += [(each, (*keys, _named(str(key)))) for key, each in inside]
+        elif isinstance(value, list):
+            open_values += [(each, (*keys, str(index))) for index, each in enumerate(cast(list[Any], value))]
+
+
 def _explain(error: ValidationError) -> str:
     """The first problem on one line."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    place = ".".join(_named(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _keys_beside(tuple(first["loc"]))
-        return f"{place} is not a key. {nearest(str(first['loc'][-1]), known)}"
+        return f"{place} is not a key. {nearest(_named(first['loc'][-1]), known)}"
     if first["type"] == "missing":
         return f"{place} is missing. Give it, for example {_EXAMPLES.get(place, place + '=...')}"
     if first["type"] in ("model_type", "dict_type"):
         return f"{place}={_short(first['input'])}: is a value, not a section. Write [{place}] and its keys below it."
     return f"{place}={_short(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}."
+
+
+def _named(part: int | str) -> str:
+    """A key as it is where it is a word, else in quotes and cut off."""
+    text = str(part)
+    return text if len(text) <= 40 and text.isprintable() else _short(text)
 
 
 def _short(value: Any) -> str:

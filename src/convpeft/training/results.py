@@ -21,6 +21,7 @@ from torch import nn
 from convpeft._version import __version__
 from convpeft.counting import Count
 from convpeft.data import Dataset, Split
+from convpeft.errors import RunError
 from convpeft.evaluation import ClassificationMetrics, Predictions, errors_most_confident
 from convpeft.injection import state_of
 from convpeft.reporting import (
@@ -157,7 +158,22 @@ def gallery(split: Split, predictions: Predictions, classes: Sequence[str]) -> t
 
 
 def write_run(result: Result, command: Sequence[str] | None = None) -> None:
-    """Write everything a run leaves behind but the adapter itself."""
+    """Write everything a run leaves behind but the adapter itself.
+
+    Raises:
+        RunError: If it cannot be written; the adapter stands.
+    """
+    try:
+        _write_run(result, command)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise RunError(
+            f"{result.out}: cannot write figures and report ({why}). "
+            f"Free space and write them with `convpeft train --resume {shlex.quote(str(result.out))}`."
+        ) from None
+
+
+def _write_run(result: Result, command: Sequence[str] | None) -> None:
     facts = write_metrics(result, command)
     history = [asdict(row) for row in result.fit.history]
     write_plots(result.out, result.test, history)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from convpeft.counting import count
-from convpeft.data import find_duplicates
 from convpeft.errors import OptionError, RunError
 from convpeft.evaluation import classification_metrics, predict_logits
 from convpeft.storage import save
@@ -23,6 +21,7 @@ from convpeft.training.preparing import Prepared, class_weights, prepare_run, se
 from convpeft.training.processes import is_main, wait_for_all
 from convpeft.training.recipe import Recipe, make_recipe, read_recipe
 from convpeft.training.results import Result, peak_memory, write_run
+from convpeft.training.room import check_room
 from convpeft.writing import remove_leftovers, write_file
 
 RECIPE, CHECKPOINTS = "recipe.toml", "checkpoints"
@@ -73,21 +72,37 @@ def open_run(recipe: Recipe, *, resume: bool = False) -> Generator[Prepared]:
         if is_main():
             _claim(out, recipe, resume=resume)
             if out.is_dir():
-                notes, locked = _take(out, held), True
+                with _naming(out):
+                    notes, locked = _take(out, held), True
         wait_for_all()
         prepared = prepare_run(recipe)
         prepared = dataclasses.replace(prepared, notes=(*notes, *prepared.notes))
-        _ = prepared.batches  # pictures that cannot be read are found here
+        _ = prepared.batches, prepared.leaks  # pictures that cannot be read are found here
         if is_main():
-            try:
+            with _naming(out):
                 if not locked:
+                    if not out.exists():
+                        held.callback(_remove_empty, out)  # nothing is left where no room is found
                     out.mkdir(parents=True, exist_ok=True)
                     _take(out, held)
                     _claim(out, recipe, resume=resume)  # another process may have been faster
+                check_room(out, prepared.model, recipe.train)
                 write_file(out / RECIPE, recipe.to_toml().encode())
-            except OSError as error:
-                raise RunError(f"{out}: cannot be written ({error.strerror}). Choose another --out.") from None
         yield prepared
+
+
+@contextmanager
+def _naming(out: Path) -> Generator[None]:
+    """Say which directory cannot be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error.strerror}). Choose another --out.") from None
+
+
+def _remove_empty(out: Path) -> None:
+    with suppress(OSError):
+        out.rmdir()
 
 
 def _take(out: Path, held: ExitStack) -> list[str]:
@@ -102,7 +117,7 @@ def _take(out: Path, held: ExitStack) -> list[str]:
     notes += [
         f"the run was begun with {key} {before[key]} and goes on with {value}: its last bits may differ."
         for key, value in now.items()
-        if before[key] != value
+        if before.get(key, value) != value
     ]
     return [note for note in notes if note is not None]
 
@@ -124,7 +139,6 @@ def run_prepared(prepared: Prepared, out: Path, *, resume: bool, watcher: Watche
     recipe, dataset, model = prepared.recipe, prepared.dataset, prepared.model
     began = time.perf_counter()
     served = prepared.batches
-    leaks = Counter(f"{first}/{second}" for first, _, second, _ in find_duplicates(dataset))
     fitted = fit(
         model,
         served["train"],
@@ -154,7 +168,7 @@ def run_prepared(prepared: Prepared, out: Path, *, resume: bool, watcher: Watche
         seconds=time.perf_counter() - began,
         peak_memory=peak_memory(),
         adapter_bytes=sum(file.stat().st_size for file in adapter.iterdir()),
-        leaks=dict(leaks),
+        leaks=prepared.leaks,
         notes=prepared.notes,
     )
 
