@@ -9,7 +9,7 @@ from typing import Any
 from results import RESULTS, ROOT, Promise, promises
 
 PAGE = ROOT / "docs" / "promises.md"
-_FORM = {"full": "in full", "fast": "reduced"}
+_FORM = {"full": "in full", "fast": "in the reduced form"}
 
 
 def render() -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -39,6 +40,7 @@ def measure(form: str, ids: list[str], *, jobs: int, again: bool, keep: bool) ->
     command += ["-n", str(jobs), "--dist", "worksteal", "--timeout=0" if form == "full" else "--timeout=300"]
     command += [f"--promises={','.join(ids)}", f"--promises-done={listed}"]
     command += [f"--promises-record={record}", f"--promises-source={source}", "tests"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
     paths = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
     status = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, check=False).returncode
     versions = {name: version(name) for name in ("torch", "numpy")}

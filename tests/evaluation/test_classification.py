@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 import sklearn.metrics as oracle
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from convpeft.errors import DataError
@@ -171,7 +171,6 @@ def test_top5_is_undefined_for_five_classes():
 
 
 @pytest.mark.promise("C13")
-@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(1, 40),
@@ -188,7 +187,8 @@ def test_any_example_equals_sklearn(seed, n, k, ties, data):
     f1 = oracle.f1_score(labels, predicted, labels=present, average="macro", zero_division=0)
     assert metrics.macro_f1 == close(f1)
     if len(present) > 1:
-        areas = [oracle.roc_auc_score(labels == number, probabilities[:, number]) for number in present]
+        counted = present if k > 2 else [1]  # of two classes, roundings may make ties of the one only
+        areas = [oracle.roc_auc_score(labels == number, probabilities[:, number]) for number in counted]
         assert metrics.macro_auc == close(np.mean(areas))
 
 
