@@ -1,6 +1,7 @@
 """Attaching: options, ranks, heads, layers trained whole, and what each error says."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def trained_layers(model: nn.Module) -> set[str]:
         ({"rnak": 4}, r"method 'lora' has no option 'rnak'\. Did you mean 'rank'\?.*alpha.*rslora"),
         ({"num_class": 4}, r"has no option 'num_class'\. Did you mean 'num_classes'\?"),
         ({"rank": "8"}, r"method 'lora': rank='8' is not int\. Default: 8"),
-        ({"rank": 2.0}, r"rank=2.0 is not int"),
+        ({"rank": 2.0}, r"rank=2.0 is not int\. Default: 8\.$"),
         ({"rank": True}, r"rank=True is not int"),
         ({"rank": None}, r"rank=None is not int"),
         ({"alpha": "1"}, r"alpha='1' is not float or None"),
@@ -316,3 +317,49 @@ def test_branch_on_a_block_stands_for_its_layers() -> None:
     for include, expected in ((["0"], {"0"}), (["0", "0.second"], {"0", "0.second"}), (["0.first"], {"0.first"})):
         model = convpeft.attach(nn.Sequential(Block(), Block()), "lite-residual", include=include)
         assert set(convpeft.count(model).layers) == expected
+
+
+class Second(nn.Module):
+    """A convolution that is called in a way of the caller's choice."""
+
+    def __init__(self, call: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.conv, self.call = nn.Conv2d(4, 4, 3, padding=1), call
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.call(self.conv, x)
+
+
+class Pair(nn.Conv2d):
+    """A convolution that returns its input too."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().forward(x), x
+
+
+class Overwriting(nn.Conv2d):
+    """A convolution that overwrites its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.mul_(2))
+
+
+def test_branch_on_a_layer_that_is_called_with_a_keyword_is_refused() -> None:
+    model = convpeft.attach(Second(lambda conv, x: conv(input=x)), "conv-adapter", include=["conv"])
+    with pytest.raises(convpeft.ModelError) as refusal:
+        model(torch.randn(2, 4, 6, 6))
+    assert str(refusal.value) == ("a Conv2d with a branch was not called with one tensor. Exclude that layer or block.")
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (Pair, "a Pair with a branch does not return one tensor. Exclude that layer or block."),
+        (Overwriting, "a Overwriting with a branch changes its input in place. Exclude that layer or block."),
+    ],
+)
+def test_branch_on_a_layer_that_is_no_function_of_one_tensor_is_refused(layer: type[nn.Conv2d], said: str) -> None:
+    model = convpeft.attach(nn.Sequential(layer(4, 4, 3, padding=1)), "conv-adapter", include=["conv"])
+    with pytest.raises(convpeft.ModelError) as refusal:
+        model(torch.randn(2, 4, 6, 6))
+    assert str(refusal.value) == said

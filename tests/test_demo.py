@@ -28,6 +28,6 @@ def test_demo_compares_four_ways_and_keeps_the_digits(
 
 def test_demo_leaves_a_directory_that_is_there_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("kept")
-    with pytest.raises(RunError, match="exists already"):
+    with pytest.raises(RunError, match=r"exists already\. Remove it or give another --out"):
         demo.run_demo(tmp_path, epochs=1)
     assert [each.name for each in tmp_path.iterdir()] == ["mine"]

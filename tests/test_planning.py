@@ -8,6 +8,8 @@ from torch import nn
 
 import convpeft
 from contract.networks import randomise, relative_error
+from convpeft import adapters
+from convpeft.adapters import method_class
 
 
 def network() -> nn.Sequential:
@@ -99,8 +101,26 @@ def test_mistakes_in_a_mix_are_named(method: str, options: dict, message: str) -
 
 
 def test_methods_that_share_no_norm_policy_are_refused() -> None:
-    with pytest.raises(convpeft.OptionError, match="'bitfit' contradicts norm='train'"):
+    with pytest.raises(
+        convpeft.OptionError, match="'bitfit' contradicts norm='train': both would set the same norm parameters"
+    ):
         convpeft.attach(network(), "lora+bitfit", norm="train")
+
+
+def test_methods_without_a_common_norm_policy_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All methods of the library go with frozen norms; one of the user's own need not."""
+    monkeypatch.setattr(adapters, "METHODS", dict(adapters.load_methods()))
+
+    class Live(method_class("full"), name="live"):
+        norm_policies = ("train",)
+
+    model = network()
+    with pytest.raises(convpeft.OptionError) as refusal:
+        convpeft.attach(model, "live+bitfit", live={"include": ["0"]}, bitfit={"include": ["3"]})
+    assert str(refusal.value) == (
+        "methods 'live' and 'bitfit' go with no common norm policy. Attach them under two names."
+    )
+    assert type(model[0]) is nn.Conv2d
 
 
 def test_path_that_begins_like_the_word_block_starts_no_trial_run() -> None:

@@ -91,7 +91,9 @@ def test_parametrized_norm_is_refused_by_name() -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, X)])
 def test_torchscript_is_refused(make: Callable[[nn.Module], nn.Module]) -> None:
-    with pytest.raises(convpeft.ModelError, match=r"TorchScript.*Attach before"):
+    with pytest.raises(
+        convpeft.ModelError, match=r"the model is TorchScript, whose layers cannot be adapted\. Attach before"
+    ):
         convpeft.attach(make(network()), "lora")
 
 
@@ -157,3 +159,28 @@ def test_float_layers_beside_a_quantised_one_are_adapted_right() -> None:
     assert not torch.equal(adapted_output, before)
     torch.testing.assert_close(convpeft.merged(model)(images), adapted_output)
     assert torch.equal(convpeft.detach(model)(images), before)
+
+
+def test_model_without_memory_is_refused_by_name() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(
+        convpeft.ModelError, match=r"layer '0' is on the meta device and has no weights\. Load them before attaching"
+    ) as refusal:
+        convpeft.attach(model, "lora")
+    assert "\n" not in str(refusal.value)
+    assert type(model[0]) is nn.Conv2d
+
+
+def test_container_with_a_parameter_of_its_own_is_refused_by_name() -> None:
+    class Scaled(nn.Sequential):
+        def __init__(self, *layers: nn.Module) -> None:
+            super().__init__(*layers)
+            self.gain = nn.Parameter(torch.ones(1))
+
+    model = nn.Sequential(Scaled(nn.Conv2d(3, 8, 3)), nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(
+        convpeft.ModelError, match=r"^'0' is a container that runs all its children\. Name a layer inside it\.$"
+    ):
+        convpeft.attach(model, "full", include=["parameter"])
+    assert type(model[0]) is Scaled

@@ -183,12 +183,28 @@ def test_comparison_under_other_labels_is_refused(call, run, tmp_path):
     assert "was tested on other images" in call("evaluate", run, "--against", tmp_path / "changed").failed(1)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"image,label\n", b"\xff\xfe\n\xff", b'image,"label\n'])
-def test_comparison_with_what_is_no_run_is_one_line(call, run, tmp_path, content):
+UNREADABLE = "predictions.csv: cannot be read ("
+OTHERS = "was tested on other images, so the two cannot be paired."
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, UNREADABLE),
+        (b"", OTHERS),
+        (b"image,label\n", OTHERS),
+        (b"image,label\nx,y\n", UNREADABLE),
+        (b"\xff\xfe\n\xff", UNREADABLE),
+        (b'image,"label\n', OTHERS),
+    ],
+)
+def test_comparison_with_what_is_no_run_is_one_line(call, run, tmp_path, content, said):
     if content is not None:
         (tmp_path / "predictions.csv").write_bytes(content)
     line = call("evaluate", run, "--against", tmp_path).failed(1)
     assert str(tmp_path) in line
+    assert said in line
+    assert said == OTHERS or "--against takes a run's directory." in line
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,10 @@ def test_merge_that_fails_leaves_nothing_and_says_why(call, run, tmp_path, monke
 
     monkeypatch.setattr("safetensors.torch.save_file", fail)
     line = call("merge", run, "--out", tmp_path / "merged.safetensors").failed(1)
-    assert "merged.safetensors: cannot be written ([Errno 28] No space left on device). Free space" in line
+    assert (
+        "merged.safetensors: cannot be written ([Errno 28] No space left on device). Free space or give another name"
+        in line
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -143,7 +146,7 @@ def test_merging_leaves_nothing_else_behind(call, run, tmp_path):
     ("words", "status", "line"),
     [
         (("RUN", "--out", "merged.pth"), 2, "expected a name that ends in .safetensors"),
-        (("RUN", "--out", "there.safetensors"), 2, "exists already"),
+        (("RUN", "--out", "there.safetensors"), 2, "exists already. Give another name"),
         (("nowhere", "--out", "m.safetensors"), 1, "nowhere: holds no adapter"),
         (("RUN",), 2, "Missing option '--out'"),
         (("RUN", "--out", "there.safetensors/m.safetensors"), 1, "there.safetensors"),

@@ -103,7 +103,9 @@ def test_merging_out_of_order_is_right_where_methods_only_add() -> None:
 def test_merging_an_inactive_adapter_is_refused() -> None:
     model = with_adapters("lora", "lora")
     convpeft.set_active(model, "a")
-    with pytest.raises(convpeft.OptionError, match="'b' is not active"):
+    with pytest.raises(
+        convpeft.OptionError, match=r"'b' is not active, so merging it would change the output\. Call set_active first"
+    ):
         convpeft.merge(model, ["b"])
 
 
@@ -231,3 +233,18 @@ def test_last_active_adapter_acts_on_what_the_others_have_made() -> None:
     assert torch.equal(model(X), alone)  # `full` puts its own weights in the place of what it is given
     convpeft.set_active(model, ["b", "a"])
     assert not torch.equal(model(X), alone)
+
+
+def test_adapter_on_top_of_one_that_goes_by_the_batch_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2)).train()
+    convpeft.attach(model, "lora", name="a")
+    convpeft.attach(model, "residual-serial", name="b")
+    images = torch.randn(4, 3, 8, 8)
+    model(images)
+    convpeft.set_active(model, ["b", "a"])
+    with pytest.raises(convpeft.ModelError) as refusal:
+        model(images)
+    assert str(refusal.value) == (
+        "method 'lora' acts on top of 'residual-serial', which is in training and normalises what comes before. "
+        "Attach or activate them in the other order."
+    )

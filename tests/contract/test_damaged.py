@@ -70,7 +70,12 @@ def test_each_tensor_deleted_is_refused(victim: Path, told: bool) -> None:
         fewer = {k: v for k, v in tensors.items() if k != key}
         digests = {k: v for k, v in config["tensors"].items() if k != key or not told}
         rewrite(victim, config | {"tensors": digests}, fewer)
-        assert repr(key) in refused(victim)
+        said = refused(victim)
+        assert repr(key) in said
+        if not told:
+            assert f"lacks tensor {key!r}. Get the file again." in said
+        elif key != "9:head.weight":  # that one tells the number of classes, which is looked at before
+            assert f"tensor {key!r} is missing. Get the file again." in said
 
 
 @pytest.mark.promise("C08")
@@ -101,7 +106,10 @@ def test_each_tensor_of_another_shape_or_type_is_refused(victim: Path) -> None:
         for altered in (value.unsqueeze(0), value.to(torch.int32) if value.is_floating_point() else value.float()):
             digests = config["tensors"] | {key: tensor_digest(altered)}
             rewrite(victim, config | {"tensors": digests}, tensors | {key: altered})
-            assert key in refused(victim)
+            said = refused(victim)
+            head = key == "9:head.weight"  # it tells the number of classes, which is looked at before
+            assert key in said
+            assert head or f"expected shape {tuple(value.shape)}, got {tuple(altered.shape)}. Get the file" in said
 
 
 @pytest.mark.promise("C08")
@@ -112,7 +120,7 @@ def test_each_tensor_duplicated_under_another_name_is_refused(victim: Path) -> N
         assert f"{key}.copy" in refused(victim)
         digests = config["tensors"] | {f"{key}.copy": tensor_digest(value)}
         rewrite(victim, config | {"tensors": digests}, tensors | {f"{key}.copy": value.clone()})
-        assert f"{key}.copy" in refused(victim)
+        assert f"{key}.copy' belongs to no layer or to two. Get the file again." in refused(victim)
 
 
 @pytest.mark.promise("C08")
@@ -125,7 +133,7 @@ def test_each_tensor_that_is_not_finite_is_refused(victim: Path, value: float) -
             bad.view(-1)[0] = value
             digests = config["tensors"] | {key: tensor_digest(bad)}
             rewrite(victim, config | {"tensors": digests}, tensors | {key: bad})
-            assert "NaN or infinity" in refused(victim)
+            assert "holds NaN or infinity. Train the adapter again." in refused(victim)
 
 
 @pytest.mark.promise("C08")
@@ -181,6 +189,33 @@ def test_head_under_another_name_is_refused(victim: Path) -> None:
     assert "holds a part 'head@weight'" in refused(victim)
 
 
+def changed_part(victim: Path, **fields: object) -> str:
+    """What is said about the file after the first part with a weight of its own was described otherwise."""
+    config, tensors = files_of(victim)
+    first = next(part for part in config["parts"] if part["part"] == "lora")
+    old, new = (f"{each['path']}:{each['part']}." for each in (first, first | fields))
+    parts = [part | fields if part is first else part for part in config["parts"]]
+    digests = {key.replace(old, new): value for key, value in config["tensors"].items()}
+    tensors = {key.replace(old, new): value for key, value in tensors.items()}
+    rewrite(victim, config | {"parts": parts, "tensors": digests}, tensors)
+    return refused(victim)
+
+
+def test_part_of_no_known_kind_is_refused(victim: Path) -> None:
+    assert "part 'new-kind' at '0' is of no known kind. Upgrade convpeft." in changed_part(victim, part="new-kind")
+
+
+def test_part_of_a_layer_of_another_shape_is_refused(victim: Path) -> None:
+    said = changed_part(victim, shape=[1, 2, 3, 4])
+    assert "made for another layer '0' (" in said
+    assert "shape [1, 2, 3, 4]. Load the right base." in said
+
+
+def test_part_of_a_layer_that_the_model_lacks_is_refused(victim: Path) -> None:
+    said = changed_part(victim, path="nowhere")
+    assert "the model has no layer 'nowhere' that an adapter could sit on. Load the right base." in said
+
+
 def test_named_pipe_in_place_of_the_tensors_is_refused(victim: Path) -> None:
     (victim / "adapter_model.safetensors").unlink()
     os.mkfifo(victim / "adapter_model.safetensors")
@@ -206,7 +241,8 @@ def test_missing_file_is_refused(victim: Path, missing: str) -> None:
 @pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"[]", b"{}", b"null", b"\xff\xfe", b"[" * 100_000])
 def test_unreadable_file_is_refused(victim: Path, file: str, content: bytes) -> None:
     (victim / file).write_bytes(content)
-    refused(victim)
+    said = "is not a readable description (" if file.endswith(".json") else "cannot be read ("
+    assert said in refused(victim)
 
 
 @pytest.mark.promise("C08")

@@ -75,7 +75,7 @@ def test_none_is_no_transform():
 
 
 def test_unknown_preset_names_the_nearest():
-    with pytest.raises(OptionError, match=r"augment='ligth': .* Did you mean 'light'"):
+    with pytest.raises(OptionError, match=r"augment='ligth': is no augmentation\. Did you mean 'light'"):
         build_transform("ligth", (16, 12), 3)
 
 

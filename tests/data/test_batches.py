@@ -157,9 +157,9 @@ def test_files_are_read_in_order(tmp_path):
     assert (images * 0.3 + 0.4).mul(255).round().mean((1, 2, 3)).tolist() == pytest.approx(values, abs=0.01)
 
 
-@pytest.mark.parametrize(("option", "value"), [("batch_size", 0), ("seed", -1), ("workers", -1)])
-def test_option_out_of_range_is_named(option, value):
-    with pytest.raises(OptionError, match=f"{option}={value}: expected"):
+@pytest.mark.parametrize(("option", "value", "least"), [("batch_size", 0, 1), ("seed", -1, 0), ("workers", -1, 0)])
+def test_option_out_of_range_is_named(option, value, least):
+    with pytest.raises(OptionError, match=rf"{option}={value}: expected {least} or more\.$"):
         ImageBatches(split_of(), PLAIN, **{"batch_size": 4, option: value})
 
 

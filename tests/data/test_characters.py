@@ -73,7 +73,10 @@ def test_digits_and_letters_meet_upright_in_36_classes(tmp_path):
 
 
 def test_missing_file_names_it_and_the_way_to_get_it(tmp_path):
-    with pytest.raises(DataError, match=r"no train-images-idx3-ubyte .* or use 'mnist:' to download"):
+    with pytest.raises(
+        DataError,
+        match=r"ubyte \(plain, \.gz or \.xz\) in the folder or its raw subfolder\. .* use 'mnist:' to download",
+    ):
         load_data(f"mnist:{tmp_path}")
     with pytest.raises(DataError, match=r"no emnist-letters-train-images-idx3-ubyte .* use 'emnist-letters:'"):
         load_data(f"emnist-letters:{tmp_path}")
@@ -81,7 +84,7 @@ def test_missing_file_names_it_and_the_way_to_get_it(tmp_path):
 
 @pytest.mark.parametrize("spec", ["mnist", "emnist-letters", "mnist+letters"])
 def test_missing_folder_is_named(tmp_path, spec):
-    with pytest.raises(DataError, match="nowhere': there is no such folder"):
+    with pytest.raises(DataError, match=r"nowhere': there is no such folder\. Give one that holds (MNIST|EMNIST)/raw"):
         load_data(f"{spec}:{tmp_path / 'nowhere'}")
 
 
@@ -94,5 +97,16 @@ def test_labels_outside_the_classes_are_an_error(tmp_path):
 def test_counts_that_disagree_are_an_error(tmp_path):
     write_mnist(tmp_path, labels=DIGITS)
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(39))
-    with pytest.raises(DataError, match=r"has 40 images but 'train-labels-idx1-ubyte' 39 labels"):
+    with pytest.raises(
+        DataError, match=r"has 40 images but 'train-labels-idx1-ubyte' 39 labels\. Get both files again"
+    ):
         load_data(f"mnist:{tmp_path}")
+
+
+@pytest.mark.parametrize("shape", [(40, 0, 28), (40, 28, 0)])
+def test_images_without_pixels_are_an_error(tmp_path, shape):
+    write_mnist(tmp_path, labels=DIGITS)
+    write_idx(tmp_path / "train-images-idx3-ubyte", np.zeros(shape))
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte': its images have no pixels\. Get") as caught:
+        load_data(f"mnist:{tmp_path}")
+    assert "\n" not in str(caught.value)

@@ -1,3 +1,4 @@
+import gzip
 import io
 import pickle
 import tarfile
@@ -91,7 +92,7 @@ def test_strange_class_folder_is_an_error(tmp_path):
 
 
 def test_missing_files_name_what_is_expected(tmp_path):
-    with pytest.raises(DataError, match=r"holds no cifar-10-batches-py, cifar-10-python.tar.gz or train/CLASS"):
+    with pytest.raises(DataError, match=r"python.tar.gz or train/CLASS folders\. Put the official archive there, or"):
         load_data(f"cifar10:{tmp_path}")
     with pytest.raises(DataError, match="nowhere': does not exist"):
         load_data(f"cifar100:{tmp_path / 'nowhere'}")
@@ -101,7 +102,7 @@ def test_archive_without_a_batch_names_it(tmp_path):
     files, _ = cifar10_files()
     files.pop("cifar-10-batches-py/data_batch_3")
     write_archive(tmp_path / "cifar-10-python.tar.gz", files)
-    with pytest.raises(DataError, match="has no cifar-10-batches-py/data_batch_3"):
+    with pytest.raises(DataError, match=r"has no cifar-10-batches-py/data_batch_3\. Get the official archive again"):
         load_data(f"cifar10:{tmp_path}")
 
 
@@ -128,7 +129,10 @@ def test_archive_with_a_huge_member_is_refused_unread(tmp_path):
     [
         ({b"labels": [0]}, "has no data of 3,072 bytes an image"),
         ({b"data": np.zeros((1, 5), np.uint8), b"labels": [0]}, "has no data of 3,072 bytes an image"),
-        ({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]}, "has no labels for its 2 images"),
+        (
+            {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]},
+            r"has no labels for its 2 images\. Get the archive again",
+        ),
         ({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}, "its labels are not all 0 to 9"),
         ({b"data": np.zeros((1, 3072), np.uint8), b"labels": ["0"]}, "its labels are not all 0 to 9"),
     ],
@@ -152,3 +156,30 @@ def test_mutated_archives_raise_only_our_own_error(tmp_path):
         path.write_bytes(mutated)
         with pytest.raises(DataError):
             load_data(f"cifar10:{tmp_path}")
+
+
+def test_archive_that_is_none_is_a_named_error(tmp_path):
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"no archive")
+    with pytest.raises(DataError, match=r"cannot be unpacked \(.*\)\. Get the official archive again\.$") as caught:
+        load_data(f"cifar10:{tmp_path}")
+    assert "\n" not in str(caught.value)
+
+
+def test_file_larger_than_any_batch_is_refused_unread(tmp_path):
+    write_files(tmp_path, cifar10_files()[0])
+    with (tmp_path / "cifar-10-batches-py" / "data_batch_2").open("r+b") as file:
+        file.truncate(1 << 40)  # a hole, which takes no room on the disk
+    with pytest.raises(
+        DataError, match=r"data_batch_2': has 1,099,\d+,\d+,776 bytes, too many for CIFAR\. Get"
+    ) as caught:
+        load_data(f"cifar10:{tmp_path}")
+    assert "\n" not in str(caught.value)
+
+
+def test_header_larger_than_any_of_the_archive_is_refused_unread(tmp_path):
+    member = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+    member.type, member.size = tarfile.XHDTYPE, 1 << 30  # a header that is read whole before what it is about
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(gzip.compress(member.tobuf(tarfile.GNU_FORMAT)))
+    with pytest.raises(DataError, match="has a header larger than any of CIFAR's") as caught:
+        load_data(f"cifar10:{tmp_path}")
+    assert "\n" not in str(caught.value)

@@ -93,7 +93,8 @@ def test_no_network_says_what_to_provide_within_seconds(tmp_path):
     with pytest.raises(DataError) as caught:
         fetch(file, tmp_path / "cache")
     assert time.perf_counter() - start < 10
-    for part in (file.url, file.md5, str(tmp_path / "cache" / "data.bin")):
+    said = "the server does not answer, is there a network?"
+    for part in (file.url, said, file.md5, str(tmp_path / "cache" / "data.bin")):
         assert part in str(caught.value)
 
 

@@ -30,11 +30,17 @@ def test_plain_path_is_answered_with_the_spec_to_write(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [("val_fraction", 0.0), ("val_fraction", float("nan")), ("test_fraction", 1.0), ("seed", -1), ("limit", 0)],
+    ("option", "value", "expected"),
+    [
+        ("val_fraction", 0.0, "a share between 0 and 1, such as 0.1"),
+        ("val_fraction", float("nan"), "a share between 0 and 1, such as 0.1"),
+        ("test_fraction", 1.0, "a share between 0 and 1, such as 0.1"),
+        ("seed", -1, "0 or more"),
+        ("limit", 0, "1 or more, or no limit"),
+    ],
 )
-def test_option_out_of_range_is_named(option, value):
-    with pytest.raises(OptionError, match=f"{option}={value}: expected"):
+def test_option_out_of_range_is_named(option, value, expected):
+    with pytest.raises(OptionError, match=f"{option}={value}: expected {expected}"):
         load_data("glyphs:digits", **{option: value})
 
 

@@ -147,7 +147,7 @@ def test_broken_pictures_are_skipped_with_an_exact_count(tmp_path):
 
 
 def test_folder_that_does_not_exist_is_named(tmp_path):
-    with pytest.raises(DataError, match="nowhere': does not exist"):
+    with pytest.raises(DataError, match=r"nowhere': does not exist\. Give a folder of class folders"):
         load_data(f"folder:{tmp_path / 'nowhere'}")
 
 
@@ -158,5 +158,5 @@ def test_folder_without_pictures_says_what_is_expected(tmp_path):
 
 
 def test_fold_without_a_table_is_an_error(tmp_path):
-    with pytest.raises(OptionError, match=r"fold=1: .* has no labels.csv"):
+    with pytest.raises(OptionError, match=r"fold=1: .* has no labels.csv with a fold column\. Leave fold out"):
         load_data(f"folder:{class_folders(tmp_path, {'a': 5, 'b': 5})}", fold=1)

@@ -31,7 +31,7 @@ def test_member_of_a_zip_is_read_where_it_lies(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "starts with nothing, expected 00000803"),
+        (b"", r"starts with nothing, expected 00000803 \(unsigned bytes, 3 axes\)\. Get the file again"),
         (b"\0\0\x0d\x03" + bytes(12), "starts with 00000d03"),
         (b"\0\0\x08\x01" + bytes(4), "starts with 00000801"),
         (b"\0\0\x08\x03\0\0", "ends inside its header"),

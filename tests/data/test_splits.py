@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from convpeft.data.datasets import Parts, Split, array_split
-from convpeft.data.splits import choose, complete, hold_out
+from convpeft.data.splits import as_found, choose, complete, hold_out
 from convpeft.errors import DataError
 
 CLASSES = ("a", "b", "c")
@@ -160,3 +160,9 @@ def test_groups_shared_by_given_splits_are_noted():
     parts["test"] = split_of([0], "test", groups=(parts["train"].groups[0],))
     parts["val"] = split_of([0], "val", groups=("another",))
     assert "test: as given, shares 1 groups with train, so its results are optimistic" in completed(parts).notes
+
+
+@pytest.mark.parametrize("parts", [{}, {"train": split_of([])}, {"val": split_of([], "val"), "test": split_of([])}])
+def test_source_without_any_image_is_an_error(parts):
+    with pytest.raises(DataError, match=r"^data 'x:y': has no images\. Put them below CLASS/ or test/CLASS/\.$"):
+        as_found("x:y", Parts(CLASSES, parts))

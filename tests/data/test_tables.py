@@ -83,7 +83,7 @@ def test_byte_order_mark_of_spreadsheets_is_read_over(tmp_path):
 
 def test_unknown_fold_names_the_known_ones(tmp_path):
     spec = table(tmp_path, "file,class,patient,fold", *fold_rows(3))
-    with pytest.raises(OptionError, match=r"fold=7: .* Known: 0, 1, 2"):
+    with pytest.raises(OptionError, match=r"fold=7: is no fold of .*\. Known: 0, 1, 2"):
         load_data(spec, fold=7)
 
 
@@ -101,8 +101,8 @@ def test_fold_without_the_column_is_an_error(tmp_path):
         ("file,class", ["0.png,a", "1.png,"], r"line 3: the class is empty"),
         ("file,class,fold", ["0.png,a,x"], "a fold is not a whole number"),
         ("file,class,fold", ["0.png,a,1"], "has one fold only"),
-        ("file,class,split", ["0.png,a,hold"], r"line 2: split 'hold' is unknown"),
-        ("file,class", ["0.png,a", "0.png,b"], "twice"),
+        ("file,class,split", ["0.png,a,hold"], r"line 2: split 'hold' is unknown, expected train, val or test"),
+        ("file,class", ["0.png,a", "0.png,b"], r"lists '.*0\.png' twice\. Remove one of the rows"),
     ],
 )
 def test_wrong_table_is_a_named_error(tmp_path, header, rows, message):

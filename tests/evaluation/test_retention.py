@@ -37,5 +37,7 @@ def test_agreement_is_the_share_of_equal_answers():
 
 @pytest.mark.parametrize("other", [np.array([1]), np.array([], dtype=int)])
 def test_agreement_refuses_different_images(other):
-    with pytest.raises(OptionError, match="Evaluate both on the same images"):
+    with pytest.raises(
+        OptionError, match=r"agreement: expected two equally long, non-empty lists of classes, .* Evaluate both on"
+    ):
         agreement(np.array([], dtype=int) if len(other) == 0 else np.array([1, 2]), other)

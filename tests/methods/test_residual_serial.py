@@ -123,7 +123,9 @@ def test_merging_is_refused_while_the_norm_goes_by_the_batch() -> None:
 
 def test_one_value_a_channel_has_no_variance() -> None:
     layer, _, _ = adapted(nn.Conv2d(4, 6, 3))
-    with pytest.raises(convpeft.ModelError, match=r"got 1 value a channel\. Use larger"):
+    with pytest.raises(
+        convpeft.ModelError, match=r"normalises by the batch in training and got 1 value a channel\. Use larger batches"
+    ):
         layer(torch.randn(1, 4, 3, 3))
     layer.eval()(torch.randn(1, 4, 3, 3))
 

@@ -70,7 +70,7 @@ def test_a_pickle_that_would_run_code_runs_nothing(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    assert "no such file" in refused(tmp_path / "none.safetensors")
+    assert "no such file; give the path of a .safetensors or .pth file" in refused(tmp_path / "none.safetensors")
 
 
 def test_a_folder_is_no_weights_file(tmp_path):
@@ -93,7 +93,8 @@ def test_a_damaged_file_is_refused(network, tmp_path, suffix, kept):
         save_file(network.state_dict(), path)
     path.write_bytes(path.read_bytes()[:kept])
     message = refused(path)
-    assert "cannot be read" in message or "is damaged" in message
+    unreadable = "cannot be read (" in message and message.endswith("); get it again.")
+    assert unreadable or "is damaged, or holds Python objects" in message
 
 
 @pytest.mark.parametrize("content", [{}, [1, 2], torch.zeros(3), {"a": torch.zeros(1), "lr": 0.1}, {3: torch.zeros(1)}])
@@ -105,7 +106,21 @@ def test_what_is_no_table_of_tensors_is_refused(tmp_path, content):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_value_that_is_not_finite_is_refused(tmp_path, value):
     save_file({"fine": torch.ones(2), "layer.weight": torch.tensor([1.0, value])}, tmp_path / "w.safetensors")
-    assert "tensor 'layer.weight' holds NaN or infinity" in refused(tmp_path / "w.safetensors")
+    assert "tensor 'layer.weight' holds NaN or infinity; get it again" in refused(tmp_path / "w.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions")  # deprecated by torch, still readable
+@pytest.mark.parametrize("kind", ["sparse", "quantised", "claims more"])
+def test_a_tensor_that_is_not_plain_is_refused(tmp_path, kind):
+    tensor = {
+        "sparse": lambda: torch.eye(3).to_sparse(),
+        "quantised": lambda: torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8),
+        "claims more": lambda: torch.zeros(1).expand(1000, 1000),
+    }[kind]()
+    torch.save({"fine": torch.ones(2), "layer.weight": tensor}, tmp_path / "w.pth")
+    assert "tensor 'layer.weight' is sparse, quantised or claims more numbers than the file holds; save" in refused(
+        tmp_path / "w.pth"
+    )
 
 
 def test_strict_loading_copies_every_tensor(network):

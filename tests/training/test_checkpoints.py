@@ -209,6 +209,15 @@ def test_checkpoint_of_another_rank_is_refused():
         restore_adapter(narrow, adapter_tensors(wide))
 
 
+@pytest.mark.parametrize("state", [{}, {"momentum": 3}, {"optimizer": "none"}], ids=str)
+def test_checkpoint_that_lacks_the_state_of_the_optimiser_is_refused_in_one_line(tmp_path, state):
+    model = adapted()
+    written = capture(model, stepped(model), {"history": []})
+    facts = {key: value for key, value in written.facts.items() if key in ("history",)} | state
+    with pytest.raises(RunError, match=r"^the checkpoint does not fit the run \(.*\)\. Start the run anew\.$"):
+        reinstate(Checkpoint(written.tensors, facts), model, stepped(model))
+
+
 def test_restoring_keeps_the_parameters_that_the_optimiser_holds():
     model = randomised(adapted(), 1)
     before = convpeft.trainable_parameters(model)

@@ -104,6 +104,16 @@ def test_second_process_is_refused_with_owner_and_remedy(tmp_path, holder):
     assert json.loads((tmp_path / LOCK).read_text())["pid"] == holder.pid
 
 
+def test_lock_held_by_a_process_that_has_not_told_who_it_is_is_respected(tmp_path, holder):
+    assert holder.poll() is None
+    (tmp_path / LOCK).write_bytes(b"")  # as between taking the lock and writing the owner
+    with pytest.raises(RunError) as caught, lock_run(tmp_path):
+        pass
+    assert str(caught.value) == (
+        f"{tmp_path}: another process trains into it. Wait for its end, or give another --out."
+    )
+
+
 def test_second_run_in_another_thread_is_refused(tmp_path):
     seen: list[str] = []
 
@@ -131,11 +141,15 @@ def test_lock_of_a_killed_process_is_taken_over_and_said(tmp_path, holder):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_lock_that_the_loaders_of_a_killed_process_hold_is_waited_for(tmp_path):
+@pytest.mark.parametrize("noticed", [True, False], ids=["its parent knows", "its parent has not noticed"])
+def test_lock_that_the_loaders_of_a_killed_process_hold_is_waited_for(tmp_path, noticed):
     holder = start(HOLD, tmp_path, "with a child")
     assert holder.stdout.readline() == "None\n"
     holder.send_signal(signal.SIGKILL)
-    holder.wait()
+    if noticed:
+        holder.wait()
+    else:
+        os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays in the table of processes
     with lock_run(tmp_path) as note:
         assert f"process {holder.pid}, which has ended" in note
     holder.communicate()

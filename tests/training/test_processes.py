@@ -7,10 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
 import convpeft
+from convpeft.errors import OptionError
+from convpeft.training.engine import Engine
+from convpeft.training.recipe import TrainSection
 
 
 @pytest.mark.slow
@@ -43,3 +49,16 @@ def test_two_processes_make_one_run_and_stop_and_go_on_together(tmp_path: Path) 
     assert facts["images"]["train"] == 100
     assert convpeft.count(convpeft.from_adapter(out)).trainable == facts["parameters"]["trainable"]
     assert len((out / "metrics.csv").read_text().splitlines()) == 13
+
+
+def test_objective_of_one_process_is_refused_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate import Accelerator
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    convpeft.attach(model, "probe", num_classes=2)
+    batches = SimpleNamespace(loader=torch.utils.data.DataLoader([(torch.zeros(4), 0, 0)]))
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: 2))
+    with pytest.raises(
+        OptionError, match=r"^train\.objective='lwf' runs in one process\. Start it without torchrun\.$"
+    ):
+        Engine(model, batches, TrainSection(objective="lwf"), None)

@@ -226,7 +226,7 @@ def test_set_replaces_a_value():
 
 @pytest.mark.parametrize("assignment", ["train.epochs", "=3", "train.=3", ".epochs=3"])
 def test_set_without_key_or_value_is_refused(assignment):
-    with pytest.raises(OptionError, match="expected KEY=VALUE"):
+    with pytest.raises(OptionError, match=r"expected KEY=VALUE, for example train\.epochs=5"):
         set_keys({}, [assignment])
 
 

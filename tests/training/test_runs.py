@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import convpeft
 from convpeft.adapter_file import read_adapter
@@ -260,8 +261,36 @@ def test_empty_directory_is_used(images, tmp_path):
 
 def test_directory_without_a_recipe_is_not_resumed(images, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(RunError, match=r"holds no recipe\.toml"):
+    with pytest.raises(RunError, match=r"holds no recipe\.toml, so there is no run to resume\. Give another --out"):
         quick(recipe(images, tmp_path), resume=True)
+
+
+def test_report_that_finds_no_room_says_how_to_write_it_later(images, tmp_path, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("convpeft.training.results.write_report", fail)
+    with pytest.raises(RunError) as caught:
+        convpeft.train(recipe(images, tmp_path / "run", train__epochs=1))
+    out = tmp_path / "run"
+    assert str(caught.value) == (
+        f"{out}: cannot write figures and report (No space left on device). "
+        f"Free space and write them with `convpeft train --resume {out}`."
+    )
+    read_adapter(out)
+    monkeypatch.undo()
+    convpeft.train(recipe(images, out, train__epochs=1), resume=True)
+    assert (out / "report.html").is_file()
+
+
+def test_model_that_tells_no_preprocessing_is_refused(images, tmp_path, monkeypatch):
+    """Every model of load_model tells it; this is for one that comes from elsewhere some day."""
+    monkeypatch.setattr("convpeft.training.preparing.load_model", lambda *_, **__: nn.Linear(2, 2))
+    with pytest.raises(
+        OptionError, match=r"'small-cnn' tells no preprocessing\. Load it with convpeft\.load_model"
+    ) as caught:
+        prepare_run(make_recipe(recipe(images, tmp_path / "run")))
+    assert "\n" not in str(caught.value)
 
 
 def test_directory_that_cannot_be_written_is_named(images, tmp_path):

@@ -49,7 +49,7 @@ class _Owner:
             return True
         except OSError:  # it is someone else's
             return False
-        return False
+        return _is_dead(self.pid)
 
 
 @contextmanager
@@ -107,6 +107,15 @@ def _open_locked(path: Path, out: Path) -> int:
             if not kept:
                 os.close(descriptor)
         time.sleep(0.1)
+
+
+def _is_dead(pid: int) -> bool:
+    """Whether a process has ended and only waits for its parent to notice, as in a container it may do for ever."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+    except OSError:
+        return False
+    return after_name.split()[:1] in (["Z"], ["X"])
 
 
 def _try_lock(descriptor: int) -> bool:
