@@ -59,5 +59,5 @@ class Dora(Lora, name="dora"):
 
 def _lengths(weight: Tensor) -> Tensor:
     """Euclidean length of each filter, (out); its gradient at zero is zero."""
-    squares = weight.flatten(1).square().sum(1)
+    squares = weight.flatten(1).contiguous().square().sum(1)  # a sum rounds by the layout, and both lengths must agree
     return torch.where(squares > 0, torch.where(squares > 0, squares, 1).sqrt(), 0)
