@@ -1,6 +1,7 @@
 """C01: a fresh adapter without a new head changes nothing, bit for bit."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 import convpeft
 from contract.methods_under_test import METHODS, attach_anything, options_for
-from contract.networks import Plan, plans, randomise
+from contract.networks import Block, Plan, plans, randomise
 from measuring import counted
 
 pytestmark = [
@@ -56,11 +57,18 @@ def test_fresh_adapter_in_training_gives_the_base_with_its_norms_in_evaluation(
     counted("random networks in training, over all methods")
 
 
+def without_stride(block: Block) -> Block:
+    """The same block in steps of one; what comes behind it gets more room than it needs."""
+    ones = (1,) * len(block.geometry.kernel)
+    return dataclasses.replace(block, geometry=dataclasses.replace(block.geometry, stride=ones))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @given(plan=plans(norms=("batch", "none")), method=st.sampled_from(METHODS))
 def test_fresh_adapter_in_other_dtypes_gives_the_base_output(dtype: torch.dtype, plan: Plan, method: str) -> None:
-    # PyTorch's own transposed convolutions in bfloat16 give now one output, now another, on some shapes.
-    assume(dtype != torch.bfloat16 or not any(block.geometry.transposed for block in plan.blocks))
+    if dtype == torch.bfloat16:  # PyTorch's own strided and transposed ones give now one output, now another
+        assume(not any(block.geometry.transposed for block in plan.blocks))
+        plan = dataclasses.replace(plan, blocks=tuple(map(without_stride, plan.blocks)))
     base, x = plan.build(dtype), plan.example(dtype)
     expected = base(x)
     adapted = attach_anything(copy.deepcopy(base), method)
