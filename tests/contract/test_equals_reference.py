@@ -43,7 +43,7 @@ def assert_close(what: str, found: Tensor, expected: Tensor, *, looser: float = 
     """The relative error stays within the promise, and is noted for its page."""
     error = relative_error(found, expected)
     precision = str(found.dtype).removeprefix("torch.")
-    counted(f"{what}s compared in {precision}, over all methods")
+    counted(f"comparisons of a {what} in {precision}, over all methods")
     measured(f"largest relative error of a {what} in {precision}", error)
     assert error <= TOLERANCE[found.dtype] * looser
 
