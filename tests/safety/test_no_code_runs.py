@@ -42,6 +42,7 @@ NOT_READERS = {
     "convpeft.models.weights:_refuse_packed": "looks at how the parts of a weights file are packed",
     "convpeft.reporting.html:render_report": "our own style sheet and template",
     "convpeft.training.locking:_open_locked": "opens the lock file that _read reads",
+    "convpeft.training.locking:_is_dead": "the kernel's line on a process",
     "convpeft.training.locking:_me": "the kernel's name for this boot",
     "convpeft.writing:_flush": "brings what was written to the disk",
     "convpeft.writing:_flush_names": "brings a directory to the disk",
