@@ -106,20 +106,6 @@ class Library(ABC):
         return model.eval()
 
 
-def perturb(adapted: Adapted, seed: int) -> None:
-    """Noise of standard deviation 0.1 on every adapter tensor; variances stay positive, counters are left alone."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in adapted.tensors():
-            if not tensor.is_floating_point():
-                continue
-            noise = 0.1 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
-            if name.endswith("running_var"):
-                tensor.mul_(noise.exp())
-            else:
-                tensor.add_(noise)
-
-
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in model.state_dict().items()}
 

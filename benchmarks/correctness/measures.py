@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from library import Adapted, Library, one_ulp, perturb, snapshot
+from library import Adapted, Library, one_ulp, snapshot
 from outcomes import ABSENT, REFUSED, RIGHT, WRONG, NotOfferedError, WrongError, compared, outcome_of, relative
 from torch import Tensor, nn
 
-from contract.networks import BATCH_NORMS, Geometry, Plan
+from contract.networks import BATCH_NORMS, Geometry, Plan, perturb
 
 RANKS = (1, 2, 4)  # the number of the network chooses; alpha is twice the rank
 IMAGES = 8
@@ -62,7 +62,7 @@ class NetMeasures:
 
     def _merge(self, base: nn.Module) -> dict[str, Any]:
         adapted = self._adapt(base)
-        perturb(adapted, self._number)
+        perturb(adapted.tensors(), self._number)
         expected = adapted.outputs(self._x).clone()
         return compared(adapted.merged(self._x), expected) | {"effect": relative(expected, _outputs(base, self._x))}
 
@@ -106,7 +106,7 @@ class NetMeasures:
         """What an adapter gives that was trained for a step, perturbed and saved."""
         adapted = self._adapt(self._plan.build())
         adapted.step(self._x)
-        perturb(adapted, self._number)
+        perturb(adapted.tensors(), self._number)
         expected = adapted.outputs(self._x)
         adapted.save(self._folder)
         return expected
@@ -164,7 +164,7 @@ class LayerMeasures:
 
     def _perturbed(self, base: nn.Module) -> Adapted:
         adapted = self._adapt(base)
-        perturb(adapted, self._number)
+        perturb(adapted.tensors(), self._number)
         return adapted
 
     def _fresh(self) -> dict[str, Any]:

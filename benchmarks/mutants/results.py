@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from convpeft.writing import write_file
 from mutants.fault import Fault
 from mutants.planting import ROOT, Outcome
 
@@ -38,10 +39,7 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     ordered = sorted(records, key=lambda record: (record["file"], record["name"]))
     caught = sum(record["caught_by"] is not None for record in ordered)
     content = {"planted": len(ordered), "caught": caught, "faults": ordered}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}.new")
-    work.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    work.replace(path)
+    write_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def is_of(record: Mapping[str, Any] | None, fault: Fault) -> bool:

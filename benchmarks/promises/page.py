@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
+from textwrap import indent
 from typing import Any
 
-from results import RESULTS, ROOT, Promise, promises
+from results import HERE, RESULTS, ROOT, Promise, promises
+
+sys.path.insert(0, str(HERE.parent))
+
+from mutants.results import markdown_table, read_records
 
 PAGE = ROOT / "docs" / "promises.md"
 _FORM = {"full": "in full", "fast": "in the reduced form"}
@@ -87,21 +93,14 @@ def _attacked() -> str:
     path = RESULTS.with_name("mutants.json")
     if not path.is_file():
         return ""
-    faults = json.loads(path.read_text(encoding="utf-8"))["faults"]
+    faults = read_records(path).values()
     caught = sum(fault["caught_by"] is not None for fault in faults)
-    rows = [
-        f"    | {fault['name']} | {', '.join(fault['promises'])} | `{fault['file']}` | "
-        + (f"`{fault['caught_by']}`" if fault["caught_by"] else "**nothing**")
-        + " |"
-        for fault in faults
-    ]
-    head = ["    | fault | promise | planted in | caught by |", "    |---|---|---|---|"]
     text = (
         "## The tests themselves, attacked\n\nA test that cannot fail promises nothing. `make mutants` plants faults "
         "into a copy of the source, one by one, and runs the tests that are meant to notice: "
         f"**{caught} of {len(faults)} are caught.**"
     )
-    return text + f'\n\n??? note "All {len(faults)} faults"\n\n' + "\n".join([*head, *rows])
+    return f'{text}\n\n??? note "All {len(faults)} faults"\n\n{indent(markdown_table(path), " " * 4)}'
 
 
 _REPEAT = """## How to repeat it

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from convpeft.errors import AdapterFileError, plainly
+from convpeft.errors import AdapterFileError, one_line
 from convpeft.fingerprints import tensor_digest
 from convpeft.writing import standing, whole_directory
 
@@ -196,8 +196,3 @@ def description_digest(config: Mapping[str, Any]) -> str:
     """SHA-256 over everything in the description but the digest itself."""
     rest = {key: value for key, value in config.items() if key != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def one_line(error: object) -> str:
-    """The text of an error or a path as one printable line of at most 300 characters."""
-    return plainly(error)[:300]

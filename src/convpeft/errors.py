@@ -45,6 +45,11 @@ def plainly(text: object) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(line.split()))
 
 
+def one_line(text: object, most: int = 300) -> str:
+    """The text of an error or a path as one printable line of at most so many characters."""
+    return plainly(text)[:most]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Say which known name was probably meant, as a sentence that ends an error message.
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from convpeft._version import __version__
-from convpeft.adapter_file import FORMAT, FORMAT_VERSION, AdapterFile, one_line, read_adapter, write_adapter
+from convpeft.adapter_file import FORMAT, FORMAT_VERSION, AdapterFile, read_adapter, write_adapter
 from convpeft.adapters import Module, method_class
 from convpeft.attachment import install, known_name, require_state
 from convpeft.blocks import find_blocks
-from convpeft.errors import AdapterFileError, ConvpeftError, OptionError
+from convpeft.errors import AdapterFileError, ConvpeftError, OptionError, one_line
 from convpeft.fingerprints import fingerprint, tensor_digest
 from convpeft.heads import FreshHead
 from convpeft.injection import Attached, NormStatistics, State, adapted_layers, slots_of, state_of

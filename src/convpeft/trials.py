@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
-from convpeft.errors import ModelError
+from convpeft.errors import ModelError, one_line
 from convpeft.sites import walk
 
 # Sizes to try, in pixels a side (samples for a sequence); the first that the model runs on is taken.
@@ -42,7 +42,7 @@ def try_inputs(model: nn.Module, run: Callable[[Tensor], Answer], *, batch: int,
             try:
                 return run(blank)
             except (RuntimeError, ValueError, AssertionError) as error:
-                refusals.append(" ".join(str(error).split())[:120])
+                refusals.append(one_line(error, 120))
     finally:
         for module, training in modes.items():
             module.training = training

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -285,17 +285,22 @@ def randomise(model: nn.Module, seed: int = 0, *, name: str = "") -> nn.Module:
 
     Variances stay positive, counters are left alone.
     """
+    perturb((each for each in adapter_tensors(model) if not name or f":{name}:" in each[0]), seed)
+    return model
+
+
+def perturb(tensors: Iterable[tuple[str, Tensor]], seed: int) -> None:
+    """Noise of standard deviation 0.1 on every tensor; variances stay positive, counters are left alone."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for path, tensor in adapter_tensors(model):
-            if not tensor.is_floating_point() or (name and f":{name}:" not in path):
+        for path, tensor in tensors:
+            if not tensor.is_floating_point():
                 continue
             noise = 0.1 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
             if path.endswith("running_var"):
                 tensor.mul_(noise.exp())
             else:
                 tensor.add_(noise)
-    return model
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

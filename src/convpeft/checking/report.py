@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Literal, TypeVar
 
+from convpeft.errors import one_line
+
 Status = Literal["pass", "fail", "skipped", "note"]
 Examined = TypeVar("Examined")
 
@@ -139,7 +141,7 @@ class Claim(Generic[Examined]):
         except MemoryError:
             raise
         except Exception as error:  # a stranger's forward may raise anything
-            text = " ".join(str(error).split())[:300]
+            text = one_line(error)
             return Finding(
                 self.name,
                 "fail",

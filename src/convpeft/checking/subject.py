@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convpeft.adapters import Module
 from convpeft.attachment import detach, require_state
-from convpeft.errors import ModelError
+from convpeft.errors import ModelError, one_line
 from convpeft.injection import State, adapted_layers, slots_of
 from convpeft.norms import norms_with_statistics
 from convpeft.trials import try_inputs
@@ -96,7 +96,7 @@ def copy_of(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError, AttributeError) as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error, 200)
         raise ModelError(f"the model cannot be copied, and a check works on copies ({text}).") from None
 
 
@@ -142,7 +142,7 @@ def _try_run(model: nn.Module, *inputs: Tensor) -> None:
             with torch.no_grad():
                 output = tensors_of(model(*(each.clone() for each in inputs)))
         except Exception as error:  # a stranger's forward may raise anything
-            raise RuntimeError(" ".join(str(error).split())[:200]) from error
+            raise RuntimeError(one_line(error, 200)) from error
         if not any(each.numel() for each in floats(output)):
             raise RuntimeError("it returns no tensor of floating-point numbers")
 

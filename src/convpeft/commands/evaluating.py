@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from convpeft.console import command_line, print_json, say, show_table, warnings_as_lines
-from convpeft.errors import DataError, OptionError, RunError
+from convpeft.errors import DataError, OptionError, RunError, one_line
 from convpeft.training.recipe import Recipe, make_recipe, read_recipe
 
 
@@ -113,7 +113,6 @@ def _compare(path: Path, other: Path, truth: Mapping[str, str], correct: Any) ->
     """Paired difference to another run's predictions on the same images."""
     import numpy as np
 
-    from convpeft.adapter_file import one_line
     from convpeft.evaluation import describe_difference, mcnemar, paired_difference
 
     file = other / "predictions.csv"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convpeft.console import print_json, say, warnings_as_lines
-from convpeft.errors import OptionError, RunError
+from convpeft.errors import OptionError, RunError, one_line
 
 
 def predict_images(
@@ -45,7 +45,6 @@ def merge_run(path: Path, out: Path, *, weights: Path | None, force: bool = Fals
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from convpeft.adapter_file import one_line
     from convpeft.evaluation.inference import load_classifier
     from convpeft.merging import merge
     from convpeft.writing import whole_file

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +15,6 @@ from convpeft.kernels.hybrid import hybrid
 from convpeft.kernels.operations import Convolution, Linear, Operation
 from convpeft.low_rank import LowRank
 from convpeft.sites import Site
-
-Kernel = Literal["weight", "hybrid"]
 
 _LANES = 16  # numbers in a vector register, and in a block of a convolution's channels
 _WORTH = 0.8  # a smaller gain is lost in moving data
@@ -32,7 +29,7 @@ def run_cheaply(part: Module, x: Tensor, weight: Tensor, bias: Tensor | None, *,
         x: Its input.
         weight: Its own weight, frozen.
         bias: Its own bias.
-        asked: A kernel's name, or `auto` for the cheapest.
+        asked: `weight` or `hybrid`, or `auto` for the cheaper one.
 
     Returns:
         The output; None where the definition is to be used.

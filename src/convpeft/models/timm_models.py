@@ -14,7 +14,7 @@ import timm
 from timm.data.config import resolve_data_config
 from torch import nn
 
-from convpeft.errors import ModelError
+from convpeft.errors import ModelError, one_line
 from convpeft.models.downloads import fetch_from_hub, fetch_from_url
 from convpeft.models.network import Network, load_state
 from convpeft.models.preprocessing import INTERPOLATIONS, Preprocessing, Resize
@@ -97,7 +97,7 @@ def _create(
     try:
         model = timm.create_model(name, pretrained=state is not None, **settings)
     except (RuntimeError, TypeError, ValueError, KeyError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         remedy = "get its weights again" if state is not None else f"leave out {asked}" if asked else "choose another"
         raise ModelError(f"timm/{name}: timm cannot build it ({reason}); {remedy}.") from None
     # The overlay stays in the model's configuration: without this, every copy would carry the weights twice.

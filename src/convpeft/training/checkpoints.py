@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from convpeft.errors import RunError
+from convpeft.errors import RunError, one_line
 from convpeft.injection import adapted_layers, slots_of
 from convpeft.training.processes import count_processes
 from convpeft.writing import whole_directory
@@ -101,7 +101,7 @@ def reinstate(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.O
     try:
         return _reinstate(checkpoint, model, optimizer)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, UserWarning) as error:
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error, 200)
         raise RunError(f"the checkpoint does not fit the run ({why}). Start the run anew.") from None
 
 

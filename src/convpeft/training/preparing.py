@@ -18,7 +18,7 @@ from convpeft.attachment import attach
 from convpeft.data import Dataset, ImageBatches, find_duplicates, load_data
 from convpeft.data.augmentation import PRESETS
 from convpeft.data.batches import CACHE_BYTES
-from convpeft.errors import ModelError, OptionError, nearest
+from convpeft.errors import ModelError, OptionError, nearest, one_line
 from convpeft.evaluation import predict_logits
 from convpeft.models import Preprocessing, load_model, notes_of, preprocessing_of, source_of
 from convpeft.planning import read_requests
@@ -101,7 +101,7 @@ def _try_single_image(model: nn.Module, preprocessing: Preprocessing) -> None:
         with torch.random.fork_rng(), torch.no_grad():
             model.train()(blank)
     except ValueError as error:
-        why = " ".join(str(error).split())[:160]
+        why = one_line(error, 160)
         raise OptionError(
             f"train.batch_size: a batch is one image, and this network cannot learn from one ({why}). "
             'Set train.batch_size to 2 or more, or method.norm="frozen".'
@@ -119,7 +119,7 @@ def _try_model(model: nn.Module, preprocessing: Preprocessing, num_classes: int)
     try:
         outputs = predict_logits(model, [(blank, nothing, nothing)]).logits.shape[1]
     except RuntimeError as error:
-        size, why = "x".join(map(str, preprocessing.size)), " ".join(str(error).split())[:160]
+        size, why = "x".join(map(str, preprocessing.size)), one_line(error, 160)
         raise ModelError(
             f"the model does not run on images of {preprocessing.channels} channels and {size} pixels ({why}). "
             "Set model.image_size or model.in_channels to what it takes."
