@@ -21,3 +21,9 @@ def adapted(method: str = "lora", **arguments: object) -> nn.Sequential:
     """The network with an adapter that says something."""
     arguments = {"include": ["conv", "linear"]} | arguments if method == "lora" else arguments
     return randomise(convpeft.attach(network(), method, **arguments), 2)
+
+
+def by_definition(model: nn.Module) -> nn.Module:
+    """A model that is computed in training as in evaluation, to the bit."""
+    convpeft.set_kernels(model, kernel="weight", layout="contiguous", fold=False)
+    return model

@@ -14,7 +14,8 @@ import convpeft
 from architectures.networks import EIGHT, NETWORKS, images, network
 from contract.methods_under_test import METHODS, train_steps
 from contract.networks import relative_error
-from convpeft.injection import adapted_layers, slots_of
+from convpeft.injection import adapted_layers
+from convpeft.slots import slots_of
 from measuring import times
 
 pytestmark = pytest.mark.architectures

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import convpeft
 from checked_networks import Net, ReadsPast, failures
 from convpeft.adapters import METHODS, Adapter, Branch
-from convpeft.injection import SLOTS
+from convpeft.slots import SLOTS
 from small_network import X, adapted, network
 
 # Faults of the network

@@ -23,7 +23,7 @@ import convpeft
 from contract.networks import randomise, relative_error
 from convpeft import adapters
 from convpeft.injection import adapted_layers
-from small_network import X, adapted, network
+from small_network import X, adapted, by_definition, network
 
 FLOAT32_TOLERANCE = 1e-5  # promises.md
 
@@ -111,7 +111,7 @@ def test_fx_graph_follows_training(cls: Callable[..., nn.Module]) -> None:
     graph = torch.fx.symbolic_trace(model)
     before = graph(X)
     move(model)
-    assert torch.equal(graph(X), model(X))
+    assert torch.equal(graph(X), by_definition(model)(X))
     assert not torch.equal(graph(X), before)
 
 
@@ -372,7 +372,8 @@ def test_checkpointed_activations_give_the_same_gradients() -> None:
         model.zero_grad()
         run(X).square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in convpeft.trainable_parameters(model)])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    for gradient, expected in zip(*gradients, strict=True):
+        assert relative_error(gradient, expected) <= FLOAT32_TOLERANCE
 
 
 def test_hooks_of_an_adapted_layer_still_fire() -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 import convpeft
 from contract.networks import relative_error
+from small_network import by_definition
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + 2
 
@@ -20,7 +21,7 @@ def network(norm: type[nn.Module] = nn.BatchNorm2d) -> nn.Sequential:
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, BatchNormAct2d])
 def test_frozen_norm_in_training_uses_running_statistics(norm: type[nn.Module]) -> None:
-    model = convpeft.attach(network(norm), "lora").train()
+    model = by_definition(convpeft.attach(network(norm), "lora")).train()
     in_training = model(X)
     assert torch.equal(in_training, model.eval()(X))
 
@@ -29,7 +30,7 @@ def test_frozen_norm_in_training_uses_running_statistics(norm: type[nn.Module]) 
 @pytest.mark.parametrize("policy", ["adapt", "train"])
 def test_live_norm_in_training_uses_those_of_the_batch(norm: type[nn.Module], policy: str) -> None:
     plain = network(norm).train()
-    model = convpeft.attach(network(norm), "lora", norm=policy).train()
+    model = by_definition(convpeft.attach(network(norm), "lora", norm=policy)).train()
     assert relative_error(model(X), plain(X)) <= 1e-6
     assert torch.equal(model[1].running_mean, plain[1].running_mean)
     assert torch.equal(model[1].running_var, plain[1].running_var)
@@ -60,7 +61,7 @@ def test_moved_statistics_are_saved_with_the_adapter(tmp_path: Path, policy: str
 def test_norm_without_statistics_keeps_using_the_batch() -> None:
     plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False))
     expected = plain(X)
-    assert torch.equal(convpeft.attach(plain, "lora")(X), expected)
+    assert torch.equal(by_definition(convpeft.attach(plain, "lora"))(X), expected)
     assert torch.equal(plain.eval()(X), expected)
 
 
@@ -73,7 +74,7 @@ def test_cumulative_average_is_kept() -> None:
     models = [network().train(), network().train()]
     for model in models:
         model[1].momentum = None
-    convpeft.attach(models[1], "lora", norm="adapt")
+    by_definition(convpeft.attach(models[1], "lora", norm="adapt"))
     for _ in range(3):
         for model in models:
             model(X)

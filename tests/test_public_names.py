@@ -9,7 +9,8 @@ import pytest
 import convpeft
 
 PREPARE = """
-import contextlib, sys, tempfile, torch
+import contextlib, os, sys, tempfile, torch
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
 from torch import nn
 import convpeft
 
@@ -41,11 +42,13 @@ def train():
 USES = {
     "after_step": "convpeft.after_step(adapted())",
     "attach": "convpeft.attach(network(), 'lora')",
+    "autotune": "convpeft.autotune(adapted(), torch.ones(2, 3, 3, 3))",
     "check": "convpeft.check(network(), example=torch.ones(2, 3, 3, 3))",
     "count": "convpeft.count(adapted())",
     "detach": "convpeft.detach(adapted())",
     "disabled": "use(convpeft.disabled(adapted()))",
     "from_adapter": "from_adapter()",
+    "kernels_of": "convpeft.kernels_of(adapted())",
     "list_methods": "convpeft.list_methods()",
     "load": "convpeft.load(network(), saved())",
     "load_model": "convpeft.load_model('small-cnn', pretrained=False)",
@@ -59,8 +62,10 @@ USES = {
     "save": "saved()",
     "select": "convpeft.select(network())",
     "set_active": "convpeft.set_active(adapted(), [])",
+    "set_kernels": "convpeft.set_kernels(adapted())",
     "train": "train()",
     "trainable_parameters": "convpeft.trainable_parameters(adapted())",
+    "training_cost": "convpeft.training_cost(adapted(), torch.ones(2, 3, 3, 3))",
 }
 FUNCTIONS = [name for name in convpeft.__all__ if isinstance(getattr(convpeft, name), types.FunctionType)]
 

@@ -115,7 +115,7 @@ FAULTS = (
     Fault(
         name="effective weight built in half precision",
         promises=("C02",),
-        file="injection.py",
+        file="composing.py",
         before="wide = torch.promote_types(dtype, torch.float32)\n    new_weight",
         after="wide = dtype\n    new_weight",
         tests=("tests/test_adapters.py::test_adapter_sees_float32_in_a_half_precision_layer",),
@@ -123,7 +123,7 @@ FAULTS = (
     Fault(
         name="effective weight built under autocast",
         promises=("C02",),
-        file="injection.py",
+        file="composing.py",
         before="with torch.autocast(weight.device.type, enabled=False):",
         after="with torch.autocast(weight.device.type, enabled=True):",
         tests=("tests/test_injection.py::test_effective_weight_is_built_in_full_precision_under_autocast",),
@@ -139,7 +139,7 @@ FAULTS = (
     Fault(
         name="adapters composed in reverse order",
         promises=("C09",),
-        file="injection.py",
+        file="slots.py",
         before="for name in self.state.active if names is None else names:",
         after="for name in reversed(self.state.active if names is None else names):",
         tests=("tests/contract/test_composition.py::test_last_active_adapter_acts_on_what_the_others_have_made",),
@@ -326,16 +326,16 @@ FAULTS = (
         name="groups forgotten by the cheaper kernel",
         promises=("C10",),
         file="kernels/running.py",
-        before="if site.groups > 1 or site.transposed or",
-        after="if site.transposed or",
+        before="return site.groups == 1 and not site.transposed and",
+        after="return not site.transposed and",
         tests=("tests/kernels/test_kernels.py::test_kernel_of_a_convolution_is_the_definition[lora-hybrid]",),
     ),
     Fault(
         name="dilation dropped by the cheaper kernel",
         promises=("C10",),
         file="kernels/running.py",
-        before="return Convolution(site.stride, tuple(before), site.dilation), []",
-        after="return Convolution(site.stride, tuple(before), (1,) * len(before)), []",
+        before="return Convolution(site.stride, tuple(before), site.dilation, site.groups), []",
+        after="return Convolution(site.stride, tuple(before), (1,) * len(before), site.groups), []",
         tests=("tests/kernels/test_kernels.py::test_kernel_moves_over_its_input_as_the_layer_does",),
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutants.fault import Fault
 
 _KERNELS = "tests/kernels/test_kernels.py"
+_FOLDING, _LESS = "tests/test_folding.py", "tests/kernels/test_keeping_less.py"
 _DEFINITION = f"{_KERNELS}::test_kernel_of_a_convolution_is_the_definition[lora-hybrid]"
 
 FAULTS = (
@@ -12,8 +13,8 @@ FAULTS = (
         name="update left out of the gradient of the input",
         promises=("C10",),
         file="kernels/hybrid.py",
-        before="operation.input_gradient(grad, x, effective_weight(weight, up, down, x))",
-        after="operation.input_gradient(grad, x, weight)",
+        before="grad_x = operation.input_gradient(grad, x, whole)",
+        after="grad_x = operation.input_gradient(grad, x, weight.to(x.dtype))",
         tests=(_DEFINITION,),
     ),
     Fault(
@@ -36,16 +37,16 @@ FAULTS = (
         name="cheaper kernel taken in evaluation",
         promises=("C02",),
         file="injection.py",
-        before="if self.training and torch.is_grad_enabled() else None",
-        after="if torch.is_grad_enabled() else None",
+        before="if self.training and torch.is_grad_enabled() and not is_traced(args[0]):",
+        after="if torch.is_grad_enabled() and not is_traced(args[0]):",
         tests=(f"{_KERNELS}::test_definition_is_kept_where_something_else_is_asked_of_a_layer",),
     ),
     Fault(
         name="cheaper kernel taken for the first of two adapters",
         promises=("C09",),
         file="injection.py",
-        before='if len(parts) != 1 or parts[0].site.tensor != "weight":',
-        after='if not parts or parts[0].site.tensor != "weight":',
+        before='if len(parts) == 1 and parts[0].site.tensor == "weight":',
+        after='if parts and parts[0].site.tensor == "weight":',
         tests=(f"{_KERNELS}::test_definition_is_kept_where_something_else_is_asked_of_a_layer",),
     ),
     Fault(
@@ -60,16 +61,72 @@ FAULTS = (
         name="gradient of a trained weight lost",
         promises=("C10",),
         file="kernels/running.py",
-        before="if weight.requires_grad or _is_traced(x):",
-        after="if _is_traced(x):",
+        before="if weight.requires_grad or not _fits(part.site, x):",
+        after="if not _fits(part.site, x):",
         tests=(f"{_KERNELS}::test_definition_is_kept_where_something_else_is_asked_of_a_layer",),
     ),
     Fault(
         name="weight built in half precision by the cheaper kernel",
         promises=("C02",),
-        file="kernels/hybrid.py",
-        before="    wide = weight.to(up.dtype)\n",
-        after="    wide, up, down = weight.to(like.dtype), up.to(like.dtype), down.to(like.dtype)\n",
+        file="kernels/weights.py",
+        before="dtype=up.dtype, device=weight.device)\n",
+        after="dtype=like.dtype, device=weight.device)\n    up, factor = up.to(like.dtype), factor.to(like.dtype)\n",
         tests=(f"{_KERNELS}::test_half_precision_model_is_trained_with_float32_factors",),
+    ),
+    Fault(
+        name="update not scaled with the filter that a norm is folded into",
+        promises=("C02",),
+        file="kernels/running.py",
+        before="up = self.up if scale is None else self.up * scale.to(self.up.dtype).unsqueeze(1)",
+        after="up = self.up",
+        tests=(f"{_FOLDING}::test_every_kernel_folds_the_same",),
+    ),
+    Fault(
+        name="convolution folded although something else reads its output",
+        promises=("C02",),
+        file="tracing.py",
+        before="    if len(users) != 1:\n",
+        after="    if len(users) < 1:\n",
+        tests=(f"{_FOLDING}::test_folded_network_is_the_same_function",),
+    ),
+    Fault(
+        name="live norm folded by its running statistics",
+        promises=("C04",),
+        file="folding.py",
+        before="if statistics is not None and statistics[0] == slots.state.training:",
+        after="if statistics is not None and statistics[0] != slots.state.training:",
+        tests=(f"{_FOLDING}::test_norm_is_kept_where_folding_would_show",),
+    ),
+    Fault(
+        name="layer called by itself gives folded numbers",
+        promises=("C02",),
+        file="folding.py",
+        before="if slots.norm is None or not frames or not frames[-1].active or",
+        after="if slots.norm is None or",
+        tests=(f"{_FOLDING}::test_layer_that_is_called_by_itself_is_not_folded",),
+    ),
+    Fault(
+        name="folded norm that never runs goes unnoticed",
+        promises=("C02",),
+        file="folding.py",
+        before="if finished and frame.waiting:",
+        after="if False:",
+        tests=(f"{_FOLDING}::test_norm_that_is_replaced_later_is_noticed",),
+    ),
+    Fault(
+        name="ceiling of ReLU6 forgotten in its mask",
+        promises=("C10",),
+        file="kernels/masks.py",
+        before="passed = x > 0 if ceiling is None else (x > 0) & (x < ceiling)",
+        after="passed = x > 0",
+        tests=(f"{_LESS}::test_masked_relu_is_torchs_and_keeps_a_byte_a_number",),
+    ),
+    Fault(
+        name="lean kernel leaves the update out of the gradient of the input",
+        promises=("C10",),
+        file="kernels/lean.py",
+        before="operation.input_gradient(grad, like, effective_weight(weight, up, down, scale, like))",
+        after="operation.input_gradient(grad, like, weight.to(like.dtype))",
+        tests=(f"{_LESS}::test_lean_network_is_the_definition_and_keeps_a_fraction",),
     ),
 )

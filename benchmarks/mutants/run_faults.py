@@ -109,8 +109,8 @@ FAULTS = (
         name="best epoch chosen on the test split",
         promises=("C13", "B05"),
         file="training/runs.py",
-        before='served["val"],',
-        after='served["test"],',
+        before="served.val,",
+        after='prepared.batches["test"],',
         tests=("tests/training/test_runs.py::test_test_labels_choose_nothing",),
     ),
     Fault(

@@ -13,26 +13,34 @@ from convpeft._version import __version__
 if TYPE_CHECKING:
     from convpeft.adapters import Adapter, Branch, MethodInfo, list_methods, method_info
     from convpeft.attachment import attach, detach, disabled, old_head, set_active
+    from convpeft.autotuning import autotune
     from convpeft.checking import CheckReport, check
+    from convpeft.costing import LayerCost, StepCost, TrainingCost, training_cost
     from convpeft.counting import Count, after_step, count, param_groups, penalty, plan_training, trainable_parameters
     from convpeft.errors import AdapterFileError, ConvpeftError, DataError, ModelError, OptionError, RunError
+    from convpeft.kernels import KernelPlan
     from convpeft.merging import merge, merged
     from convpeft.models import from_adapter, load_model
     from convpeft.selection import select
     from convpeft.sites import Site
+    from convpeft.speed import kernels_of, set_kernels
     from convpeft.storage import load, save
     from convpeft.training import train
 
 _WHERE = {
     "adapters": ("Adapter", "Branch", "MethodInfo", "list_methods", "method_info"),
     "attachment": ("attach", "detach", "disabled", "old_head", "set_active"),
+    "autotuning": ("autotune",),
     "checking": ("CheckReport", "check"),
+    "costing": ("LayerCost", "StepCost", "TrainingCost", "training_cost"),
     "counting": ("Count", "after_step", "count", "param_groups", "penalty", "plan_training", "trainable_parameters"),
     "errors": ("AdapterFileError", "ConvpeftError", "DataError", "ModelError", "OptionError", "RunError"),
+    "kernels": ("KernelPlan",),
     "merging": ("merge", "merged"),
     "models": ("from_adapter", "load_model"),
     "selection": ("select",),
     "sites": ("Site",),
+    "speed": ("kernels_of", "set_kernels"),
     "storage": ("load", "save"),
     "training": ("train",),
 }
@@ -46,19 +54,25 @@ __all__ = [
     "ConvpeftError",
     "Count",
     "DataError",
+    "KernelPlan",
+    "LayerCost",
     "MethodInfo",
     "ModelError",
     "OptionError",
     "RunError",
     "Site",
+    "StepCost",
+    "TrainingCost",
     "__version__",
     "after_step",
     "attach",
+    "autotune",
     "check",
     "count",
     "detach",
     "disabled",
     "from_adapter",
+    "kernels_of",
     "list_methods",
     "load",
     "load_model",
@@ -72,8 +86,10 @@ __all__ = [
     "save",
     "select",
     "set_active",
+    "set_kernels",
     "train",
     "trainable_parameters",
+    "training_cost",
 ]
 
 

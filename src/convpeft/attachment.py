@@ -12,20 +12,12 @@ from torch import nn
 from convpeft.adapters import Module, NormPolicy
 from convpeft.blocks import find_blocks
 from convpeft.errors import ModelError, OptionError, nearest
-from convpeft.injection import (
-    Attached,
-    State,
-    adapted_layers,
-    part_label,
-    refuse_clash,
-    restore,
-    slots_of,
-    state_of,
-    swap,
-)
+from convpeft.forwards import leave_alone, surround
+from convpeft.injection import adapted_layers, is_torch_convolution, refuse_clash, restore, state_of, swap
 from convpeft.norms import choose_policy, norms_with_statistics, verify_norms
 from convpeft.planning import Part, RankPolicy, options_of, plan_parts, read_requests, start_part
-from convpeft.sites import all_sites, refuse_layer
+from convpeft.sites import all_sites, refuse_layer, walk
+from convpeft.slots import Attached, State, part_label, slots_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -142,6 +134,7 @@ def set_active(model: nn.Module, names: Sequence[str] | str) -> None:
     if len(set(wanted)) < len(wanted):
         raise OptionError(f"names={list(wanted)!r} holds a name twice. Give each adapter once.")
     state.active = wanted
+    state.computing.look_again()
 
 
 @contextlib.contextmanager
@@ -172,7 +165,8 @@ def old_head(model: nn.Module) -> Generator[None]:
 def install(model: nn.Module, state: State, name: str, record: Attached, parts: Sequence[Part]) -> None:
     """Put finished parts on a model under a name, make it active and the only one that trains."""
     norms = [path for path, _ in norms_with_statistics(model)]
-    for path in dict.fromkeys([*(path for path, _, _ in parts), *norms]):
+    resting = [*norms, *(path for path, layer in walk(model) if is_torch_convolution(type(layer)))]
+    for path in dict.fromkeys([*(path for path, _, _ in parts), *resting]):
         layer = model.get_submodule(path)
         refuse_layer(path, layer)
         refuse_clash(path, layer)
@@ -185,13 +179,14 @@ def install(model: nn.Module, state: State, name: str, record: Attached, parts: 
         if isinstance(part, Module):
             part.requires_grad_(True)
             part.forget_steps()
-        swap(layer, state).put(name, part_label(part_name, part), part)
-    for path in norms:
-        swap(model.get_submodule(path), state)
+        swap(layer, state, path).put(name, part_label(part_name, part), part)
+    for path in resting:
+        swap(model.get_submodule(path), state, path)
     state.names[name] = record
     state.active = (*state.active, name)
     state.training = name
     state.layers = sum(1 for _ in adapted_layers(model))
+    surround(model, state)
 
 
 def remove(model: nn.Module, state: State, name: str) -> None:
@@ -201,8 +196,10 @@ def remove(model: nn.Module, state: State, name: str) -> None:
     del state.names[name]
     state.active = tuple(active for active in state.active if active != name)
     state.training = None if state.training == name else state.training
+    state.computing.look_again()
     if state.names:
         return
+    leave_alone(model)
     for _, layer in list(adapted_layers(model)):
         restore(layer)
     for parameter in state.trainable_before:

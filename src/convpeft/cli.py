@@ -76,6 +76,19 @@ def train(
     lr: Annotated[float | None, typer.Option(help="train.lr; default: the method's own")] = None,
     batch_size: Annotated[int | None, typer.Option(help="train.batch_size")] = None,
     seed: Annotated[int | None, typer.Option(help="train.seed")] = None,
+    prefix_cache: Annotated[
+        str | None, typer.Option(help="auto, on or off: compute what comes before the first trained layer once.")
+    ] = None,
+    kernel: Annotated[
+        str | None, typer.Option(help="auto, weight, side or hybrid: how adapted layers are computed.")
+    ] = None,
+    autotune: Annotated[
+        bool, typer.Option("--autotune", help="Measure which kernel is the fastest for each layer, once.")
+    ] = False,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Keep the inputs of blocks only: less memory, more time.")
+    ] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Run the steps through torch.compile.")] = False,
     warm_start: Annotated[Path | None, typer.Option("--from", help="Adapter to go on from.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Show the sites and parameter counts and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help="With --from: even onto another base than its own.")] = False,
@@ -95,6 +108,11 @@ def train(
         "train.lr": lr,
         "train.batch_size": batch_size,
         "train.seed": seed,
+        "train.prefix_cache": prefix_cache,
+        "train.kernel": kernel,
+        "train.autotune": autotune or None,
+        "train.checkpointing": checkpointing or None,
+        "train.compile": compiled or None,
         "out": out,
         "warm_start": warm_start,
         "force": force or None,
@@ -190,13 +208,29 @@ def merge(
 
 @app.command(no_args_is_help=True)
 def inspect(
-    path: RunPath,
+    path: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run's directory, an adapter's, or a model.")],
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Show what training costs, layer by layer, beside full fine-tuning.")
+    ] = False,
+    method: Annotated[str | None, typer.Option(help="With --cost MODEL: method; default: lora.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="With --cost: images in a batch; default: 8.")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=8, help="With --cost: pixels a side; default: the model's own.")
+    ] = None,
+    weights: Weights = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what an adapter file holds, without its base."""
+    """Show what an adapter file holds, without its base; or with --cost what training costs."""
+    if cost:
+        from convpeft.commands.costing import show_cost
+
+        show_cost(path, method=method, batch=batch, size=size, weights=weights, as_json=as_json)
+        return
+    if any(given is not None for given in (method, batch, size, weights)):
+        raise OptionError("--method, --batch, --size and --weights belong to --cost. Add it, or leave them out.")
     from convpeft.commands.listing import inspect_adapter
 
-    inspect_adapter(path, as_json=as_json)
+    inspect_adapter(Path(path), as_json=as_json)
 
 
 @app.command(no_args_is_help=True)

@@ -105,6 +105,12 @@ class ProgressBar:
     ) -> None:
         self._progress.stop()
 
+    def prepare(self, what: str, done: int, total: int) -> None:
+        """So many images are done before the first epoch, and of how many."""
+        self._progress.update(self._task, description=what, completed=done, total=total)
+        if done >= total:
+            self._progress.reset(self._task, description="training", total=self._epochs * self._images)
+
     def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
         """A batch of so many images was seen."""
         task = self._progress.tasks[0]

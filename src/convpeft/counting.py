@@ -14,8 +14,9 @@ from convpeft.adapters import Module, Progress
 from convpeft.attachment import require_state
 from convpeft.errors import OptionError
 from convpeft.fingerprints import base_tensors
-from convpeft.injection import adapted_layers, slots_of
+from convpeft.injection import adapted_layers
 from convpeft.norms import verify_norms
+from convpeft.slots import slots_of
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from convpeft.adapters import Additive
 class LowRank(Additive):
     """Add `up @ down`, reshaped to the kernel, to each weight; a kernel may run the factors instead."""
 
+    keeps_down: ClassVar[bool] = False  # whether `down` stays as it is
     is_product: ClassVar[bool] = True  # not so in a subclass with a map of its own and no factors of its own
 
     def __init_subclass__(cls, *, name: str | None = None, **arguments: Any) -> None:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from convpeft.adapters import Module
 from convpeft.attachment import detach, known_name, remove, require_state
+from convpeft.composing import effective
 from convpeft.errors import ModelError, OptionError
-from convpeft.injection import NormStatistics, State, adapted_layers, effective, slots_of, state_of
+from convpeft.injection import adapted_layers, state_of
+from convpeft.slots import NormStatistics, State, slots_of
 
 Model = TypeVar("Model", bound=nn.Module)
 SOURCE = "_convpeft_source"  # where load_model notes what it built; no longer true of merged weights

@@ -12,13 +12,15 @@ from torch import nn
 
 from convpeft.adapters import Adapter, Branch, Module, NormPolicy, complete_options, method_class
 from convpeft.canonical import to_canonical
+from convpeft.composing import effective
 from convpeft.errors import ModelError, OptionError
 from convpeft.heads import FreshHead
-from convpeft.injection import HEAD, AdaptedLayer, NormStatistics, effective
+from convpeft.injection import AdaptedLayer
 from convpeft.methods.full import Full
 from convpeft.norms import norms_with_statistics
 from convpeft.selection import as_tuple, choose
 from convpeft.sites import Site, find_head, walk
+from convpeft.slots import HEAD, NormStatistics
 
 RankPolicy = Literal["clamp", "error", "skip"]
 Part = tuple[str, str, Module | NormStatistics]  # (path of the layer, part name, what sits there)

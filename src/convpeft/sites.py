@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator
@@ -182,6 +183,20 @@ def find_head(model: nn.Module, head: str = "auto") -> str | None:
     return next(reversed(layers), None)
 
 
+def site_of(layer: nn.Module, path: str) -> Site:
+    """The site of one layer, without what only the whole model tells."""
+    kind = kind_of(layer)
+    return Site(
+        path,
+        kind,
+        canonical_shape(layer),
+        groups=int(getattr(layer, "groups", 1)) if kind == "conv" else 1,
+        transposed=isinstance(layer, _ConvTransposeNd),
+        bias=layer._parameters.get("bias") is not None,
+        **_geometry(layer),
+    )
+
+
 def all_sites(model: nn.Module, *, head: str = "auto") -> tuple[Site, ...]:
     """Every layer and loose parameter of the model in order; blocks are found by `find_blocks`."""
     refuse_unsupported(model)
@@ -198,19 +213,7 @@ def all_sites(model: nn.Module, *, head: str = "auto") -> tuple[Site, ...]:
         }
         layer = kind != "parameter"
         if layer and module._parameters["weight"] is not None:
-            sites.append(
-                Site(
-                    path,
-                    kind,
-                    canonical_shape(module),
-                    groups=int(getattr(module, "groups", 1)) if kind == "conv" else 1,
-                    transposed=isinstance(module, _ConvTransposeNd),
-                    bias=module._parameters.get("bias") is not None,
-                    head=path == head_path,
-                    **common,
-                    **_geometry(module),
-                )
-            )
+            sites.append(dataclasses.replace(site_of(module, path), head=path == head_path, **common))
         sites += [  # what else the module holds, such as the gain of a scaled weight-standardised convolution
             Site(path, "parameter", tuple(tensor.shape), tensor=name, **common)
             for name, tensor in module._parameters.items()

@@ -21,10 +21,11 @@ from convpeft.blocks import find_blocks
 from convpeft.errors import AdapterFileError, ConvpeftError, OptionError, one_line
 from convpeft.fingerprints import fingerprint, tensor_digest
 from convpeft.heads import FreshHead
-from convpeft.injection import Attached, NormStatistics, State, adapted_layers, slots_of, state_of
+from convpeft.injection import adapted_layers, state_of
 from convpeft.norms import norms_with_statistics, verify_norms
 from convpeft.planning import Part, Request, options_of, read_requests
 from convpeft.sites import Site, all_sites
+from convpeft.slots import Attached, NormStatistics, State, slots_of
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -12,7 +12,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from convpeft.injection import adapted_layers, slots_of
+from convpeft.injection import adapted_layers
+from convpeft.slots import slots_of
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}

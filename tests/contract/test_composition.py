@@ -13,7 +13,8 @@ import convpeft
 from contract.methods_under_test import FEWER, METHODS, attach_anything
 from contract.networks import Plan, plans, randomise, relative_error
 from convpeft.adapters import Branch
-from convpeft.injection import adapted_layers, slots_of
+from convpeft.injection import adapted_layers
+from convpeft.slots import slots_of
 
 pytestmark = [
     pytest.mark.contract,

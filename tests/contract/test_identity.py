@@ -14,6 +14,7 @@ import convpeft
 from contract.methods_under_test import METHODS, attach_anything, options_for
 from contract.networks import Block, Plan, plans, randomise
 from measuring import counted
+from small_network import by_definition
 
 pytestmark = [
     pytest.mark.contract,
@@ -45,7 +46,7 @@ def test_fresh_adapter_in_training_gives_the_base_with_its_norms_in_evaluation(
         pytest.skip("this method needs live norms")
     base, x = plan.build(), plan.example()
     options = data.draw(options_for(method))
-    adapted = attach_anything(copy.deepcopy(base), method, norm="frozen", **options).train()
+    adapted = by_definition(attach_anything(copy.deepcopy(base), method, norm="frozen", **options)).train()
     base.train()
     for module in base.modules():
         if isinstance(module, _NormBase):

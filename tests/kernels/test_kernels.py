@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ import convpeft
 from contract.methods_under_test import METHODS, attach_anything, options_for
 from contract.networks import Geometry, Plan, geometries, plans, randomise, relative_error
 from convpeft.adapters import method_class
-from convpeft.injection import state_of
 from convpeft.kernels import running
 from convpeft.low_rank import LowRank
 from measuring import counted, measured
@@ -38,13 +38,15 @@ MOSTLY_ONE_GROUP = st.one_of(
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Notes each time that a cheaper kernel has really run."""
     runs: list[str] = []
-    own = running.hybrid
 
-    def hybrid(*arguments: object) -> Tensor:
-        runs.append("hybrid")
-        return own(*arguments)
+    def noting(name: str, own: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*arguments: object) -> Tensor:
+            runs.append(name)
+            return own(*arguments)
 
-    monkeypatch.setattr(running, "hybrid", hybrid)
+        return run
+
+    monkeypatch.setattr(running, "_RUN", {name: noting(name, own) for name, own in running._RUN.items()})
     return runs
 
 
@@ -53,9 +55,10 @@ def small_rank(method: str) -> dict[str, object]:
 
 
 def with_kernel(model: nn.Module, kernel: str) -> nn.Module:
-    state = state_of(model)
-    assert state is not None
-    state.kernel = kernel
+    if kernel == "default":  # with folded norms and channels last
+        convpeft.set_kernels(model)
+    else:
+        convpeft.set_kernels(model, kernel=kernel, layout="contiguous", fold=False)
     return model.train()
 
 
@@ -83,7 +86,7 @@ def assert_equal_functions(model: nn.Module, x: Tensor, kernel: str, seed: int) 
     counted("layers and networks by another kernel, over all methods")
 
 
-@pytest.mark.parametrize("kernel", ["hybrid", "auto"])
+@pytest.mark.parametrize("kernel", ["hybrid", "side", "auto"])
 @pytest.mark.parametrize("method", PRODUCTS)
 @given(geometry=MOSTLY_ONE_GROUP, data=st.data(), seed=st.integers(0, 2**20), last=st.booleans())
 def test_kernel_of_a_convolution_is_the_definition(
@@ -136,7 +139,8 @@ def test_kernels_of_a_network_are_the_definition(method: str, plan: Plan, data: 
     options = {key: value for key, value in data.draw(options_for(method)).items() if key != "dropout"}
     randomise(attach_anything(model, method, norm=norm, **options), plan.seed)
     try:
-        assert_equal_functions(model, plan.example(torch.float64), "hybrid", plan.seed)
+        kernel = data.draw(st.sampled_from(["default", "default", "hybrid", "side"]))
+        assert_equal_functions(model, plan.example(torch.float64), kernel, plan.seed)
     except ValueError as error:  # torch has no statistics of one number to offer
         assert "more than 1 value per channel" in str(error)
 
@@ -155,7 +159,7 @@ def test_cheaper_kernel_is_taken_by_itself(method: str, taken: list[str]) -> Non
     layer = layer_of_usual_size(method).train()
     layer(IMAGES)
     assert taken
-    assert state_of(layer).kernel == "auto"
+    assert convpeft.kernels_of(layer).kernel == "auto"
 
 
 @pytest.mark.parametrize(

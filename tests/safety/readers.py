@@ -17,20 +17,23 @@ from torch import nn
 
 import convpeft
 from convpeft.adapter_file import CONFIG, WEIGHTS, description_digest, read_adapter
+from convpeft.autotuning import read_times
 from convpeft.commands.evaluating import _compare
-from convpeft.data import read_image
+from convpeft.data import ImageBatches, read_image
 from convpeft.data.characters import load_emnist
 from convpeft.data.cifar import CIFAR100, load_cifar
+from convpeft.data.datasets import array_split
 from convpeft.data.folders import load_folder
 from convpeft.data.idx import read_idx
 from convpeft.data.images import find_fault
 from convpeft.data.npz import load_npz
 from convpeft.evaluation.inference import load_classifier
 from convpeft.fingerprints import tensor_digest
-from convpeft.models import load_model
+from convpeft.models import Preprocessing, load_model
 from convpeft.models.weights import read_weights
 from convpeft.planning import read_requests
 from convpeft.training.checkpoints import capture, read_checkpoint, reinstate, write_checkpoint
+from convpeft.training.features import Unusable, Wanted, read_features
 from convpeft.training.locking import LOCK, lock_run
 from convpeft.training.recipe import make_recipe, parse_value, read_recipe
 from convpeft.training.runs import RECIPE
@@ -199,6 +202,43 @@ def _resume_signed(folder: Path) -> object:
     return _resume(folder)
 
 
+@cache
+def _wanted() -> dict[str, Wanted]:
+    preprocessing = Preprocessing((8, 8), "squash", 1.0, (0.5,), (0.5,), 1, "nearest")
+    split = array_split("train", np.zeros((2, 8, 8), np.uint8), [0, 1])
+    return {"train": Wanted(ImageBatches(split, preprocessing, batch_size=2), torch.tensor([0, 1]), 1)}
+
+
+def _features(folder: Path) -> object:
+    """Read cached features as a run does that goes on: what is not right is computed anew."""
+    try:
+        return read_features(folder, _wanted(), samples.FEATURE_SETTINGS, told=None)["train"].tolist()
+    except Unusable as error:
+        return str(error)
+
+
+def _prepare_features(name: str) -> Callable[[Path], object]:
+    def prepare(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for each, content in samples.features().items():
+            if each != name:
+                (folder / each).write_bytes(content)
+
+    return prepare
+
+
+def sign_facts(content: bytes) -> bytes:
+    """Give changed facts the digest that belongs to them."""
+    try:
+        facts = json.loads(content)
+        facts.pop("digest", None)
+        return json.dumps(
+            facts | {"digest": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
+        ).encode()
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return content
+
+
 def _read_recipe(folder: Path) -> object:
     recipe = make_recipe(read_recipe(folder / RECIPE))
     text = recipe.to_toml()
@@ -213,6 +253,14 @@ def _read_word(folder: Path) -> object:
 def _compare_predictions(folder: Path) -> object:
     truth = {f"test/{number}": ("cat", "dog")[number % 2] for number in range(6)}
     return _compare(Path("run"), folder / "other", truth, np.ones(6, dtype=bool))
+
+
+def _read_times(folder: Path) -> object:
+    """Read measurements as the autotuner does, which leaves out what it cannot use."""
+    try:
+        return read_times(folder / "kernels.json")
+    except (ValueError, RecursionError) as error:
+        raise convpeft.RunError(str(error)) from None
 
 
 def _take_lock(folder: Path) -> object:
@@ -244,6 +292,7 @@ def _prepare_table(folder: Path) -> None:
         (folder / "pictures" / "a" / f"x.{name}").write_bytes(content)
 
 
+_FEATURES = tuple(f"convpeft.training.features:{name}" for name in ("_read_facts", "_map_rows", "_digest_of_file"))
 _IDX = ("convpeft.data.idx:read_idx", "convpeft.data.idx:_unpacked")
 _ADAPTER = ("convpeft.adapter_file:read_adapter", "convpeft.adapter_file:_read_config")
 _CHECKPOINT = ("convpeft.training.checkpoints:read_checkpoint", "convpeft.training.checkpoints:_digest")
@@ -328,6 +377,15 @@ READERS = {
             samples.tables,
             _prepare_table,
         ),
+        *(
+            Reader(name, _FEATURES, file, _features, lambda file=file: {file: samples.features()[file]}, prepare, sign)
+            for name, file, sign in (
+                ("features-facts", "facts.json", bytes),
+                ("features-facts-signed", "facts.json", sign_facts),
+                ("features-rows", "train.f16", bytes),
+            )
+            for prepare in [_prepare_features(file)]
+        ),
         Reader(
             "recipe",
             ("convpeft.training.recipe:read_recipe",),
@@ -343,6 +401,7 @@ READERS = {
             _compare_predictions,
             samples.predictions,
         ),
+        Reader("measurements", ("convpeft.autotuning:read_times",), "kernels.json", _read_times, samples.measurements),
         Reader("lock", ("convpeft.training.locking:_read",), LOCK, _take_lock, samples.locks),
         Reader(
             "weights-safetensors",

@@ -23,6 +23,7 @@ FAMILIES = {
     "mutated images": (10_000, 300, ["image"]),
     "mutated tables": (10_000, 300, ["table", "predictions"]),
     "mutated recipes and locks": (10_000, 300, ["recipe", "word", "lock"]),
+    "mutated measurements": (1_000, 100, ["measurements"]),
     "mutated weights": (10_000, 300, ["weights-safetensors", "weights-torch"]),
 }
 # A digest protects these: what is accepted says the same as before.

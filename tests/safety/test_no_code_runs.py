@@ -41,6 +41,7 @@ NOT_READERS = {
     "convpeft.models.downloads:ask": "asks whether a server answers",
     "convpeft.models.weights:_refuse_packed": "looks at how the parts of a weights file are packed",
     "convpeft.reporting.html:render_report": "our own style sheet and template",
+    "convpeft.training.features:write_features": "writes what read_features reads",
     "convpeft.training.locking:_open_locked": "opens the lock file that _read reads",
     "convpeft.training.locking:_is_dead": "the kernel's line on a process",
     "convpeft.training.locking:_me": "the kernel's name for this boot",

@@ -14,9 +14,10 @@ from convpeft.adapters import Branch, Module
 from convpeft.checking.promises import own_tensors
 from convpeft.checking.report import Claim, NotApplicableError, listed
 from convpeft.checking.subject import Subject, projected, values_that_differ
-from convpeft.injection import AdaptedLayer, adapted_layers, slots_of, state_of
+from convpeft.injection import AdaptedLayer, adapted_layers, state_of
 from convpeft.norms import norms_with_statistics
 from convpeft.sites import walk
+from convpeft.slots import slots_of
 
 _NOISE = 0.1  # of each base tensor's own size: gains of zero would hide what is behind them
 _MOST = 16  # parts without a gradient that are tried one by one

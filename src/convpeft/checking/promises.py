@@ -17,10 +17,11 @@ from convpeft.attachment import detach, disabled, old_head, set_active
 from convpeft.checking.report import Claim, NotApplicableError, listed
 from convpeft.checking.subject import Subject, floats, projected, relative_error, values_that_differ
 from convpeft.counting import after_step, param_groups, penalty, plan_training
-from convpeft.injection import adapted_layers, slots_of
+from convpeft.injection import adapted_layers
 from convpeft.merging import merged
 from convpeft.norms import norms_with_statistics
 from convpeft.sites import walk
+from convpeft.slots import slots_of
 from convpeft.storage import load, save
 
 GRADIENT_LIMIT = 1e-5  # in float64; a kink crossed on the way costs about the step, a wrong factor costs percents

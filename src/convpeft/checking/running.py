@@ -14,7 +14,8 @@ from convpeft.checking.promises import PROMISES, REPEATABLE
 from convpeft.checking.report import CheckReport
 from convpeft.checking.subject import Subject, choose_inputs, copy_of
 from convpeft.errors import ModelError, OptionError
-from convpeft.injection import adapted_layers, slots_of, state_of
+from convpeft.injection import adapted_layers, state_of
+from convpeft.slots import slots_of
 from convpeft.storage import load
 
 

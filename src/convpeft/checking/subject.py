@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from convpeft.adapters import Module
 from convpeft.attachment import detach, require_state
 from convpeft.errors import ModelError, one_line
-from convpeft.injection import State, adapted_layers, slots_of
+from convpeft.injection import adapted_layers
 from convpeft.norms import norms_with_statistics
+from convpeft.slots import State, slots_of
 from convpeft.trials import try_inputs
 
 Answer = TypeVar("Answer")

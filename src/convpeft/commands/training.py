@@ -44,7 +44,7 @@ def train_recipe(recipe: Recipe, *, resume: bool, as_json: bool) -> None:
             for note in prepared.notes:
                 say(f"note: {note}")
         try:
-            with ProgressBar(recipe.train.epochs, images, quiet=as_json or not main) as bar:
+            with ProgressBar(recipe.train.epochs, images, quiet=as_json or not main) as bar, warnings_as_lines():
                 result = run_prepared(prepared, Path(recipe.out), resume=resume, watcher=bar)
         except Stopped as stop:
             if main:
@@ -53,6 +53,9 @@ def train_recipe(recipe: Recipe, *, resume: bool, as_json: bool) -> None:
         if not main:
             return
         write_run(result, command_line())
+        for note in result.notes[len(prepared.notes) :]:
+            if not as_json:
+                say(f"note: {note}")
     if as_json:
         print((result.out / "metrics.json").read_text(encoding="utf-8"), end="")  # noqa: T201
         return
@@ -115,7 +118,7 @@ def dry_run_recipe(recipe: Recipe, *, as_json: bool) -> None:
 
 def _shape(layer: Any) -> str:
     from convpeft.adapters import Module
-    from convpeft.injection import slots_of
+    from convpeft.slots import slots_of
 
     shapes = ["x".join(map(str, part.site.shape)) for part in slots_of(layer).children() if isinstance(part, Module)]
     return shapes[0] if shapes else ""

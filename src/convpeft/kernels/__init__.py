@@ -1,5 +1,16 @@
 """How an adapted layer is computed while it is trained: the same function at another cost."""
 
-from convpeft.kernels.running import run_cheaply
+from convpeft.kernels.computing import KERNELS, LAYOUTS, Computing, KernelPlan
+from convpeft.kernels.running import Product, find_cheaper, in_checkpoint, is_traced, run_frozen
 
-__all__ = ["run_cheaply"]
+__all__ = [
+    "KERNELS",
+    "LAYOUTS",
+    "Computing",
+    "KernelPlan",
+    "Product",
+    "find_cheaper",
+    "in_checkpoint",
+    "is_traced",
+    "run_frozen",
+]

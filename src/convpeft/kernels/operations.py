@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -35,19 +37,26 @@ class Operation(Protocol):
         """Sum over batch and positions of the outer products of channels, (channels of first, of second)."""
         ...
 
+    def total(self, grad: Tensor) -> Tensor:
+        """Gradient of the bias (out) from that of the output."""
+        ...
+
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution of one group, padded with zeros on both sides alike."""
+    """A convolution, padded with zeros on both sides alike; `mix` and `pair` take all channels as one group."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
+    groups: int = 1
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """See Operation."""
         none = (0,) * len(self.stride)
-        return torch.ops.aten.convolution(x, weight, bias, self.stride, self.padding, self.dilation, False, none, 1)
+        return torch.ops.aten.convolution(
+            x, weight, bias, self.stride, self.padding, self.dilation, False, none, self.groups
+        )
 
     def input_gradient(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """See Operation."""
@@ -71,10 +80,14 @@ class Convolution:
             return rows[0].T @ rows[1]
         return torch.bmm(first.flatten(2), second.flatten(2).transpose(1, 2)).sum(0)
 
+    def total(self, grad: Tensor) -> Tensor:
+        """See Operation."""
+        return grad.sum([0, *range(2, grad.ndim)])
+
     def _backward(self, grad: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> list[Tensor]:
         none = (0,) * len(self.stride)
         return torch.ops.aten.convolution_backward(
-            grad, x, weight, None, self.stride, self.padding, self.dilation, False, none, 1, mask
+            grad, x, weight, None, self.stride, self.padding, self.dilation, False, none, self.groups, mask
         )
 
 
@@ -100,3 +113,21 @@ class Linear:
     def pair(self, first: Tensor, second: Tensor) -> Tensor:
         """See Operation."""
         return first.reshape(-1, first.shape[-1]).T @ second.reshape(-1, second.shape[-1])
+
+    def total(self, grad: Tensor) -> Tensor:
+        """See Operation."""
+        return grad.flatten(0, -2).sum(0) if grad.ndim > 1 else grad
+
+
+def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a backward in the types of what was saved; autocast may still be on around it."""
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *grads: Tensor | None) -> Any:
+        device = next((grad.device.type for grad in grads if grad is not None), "cpu")
+        if not torch.is_autocast_enabled(device):
+            return backward(ctx, *grads)
+        with torch.autocast(device, enabled=False):
+            return backward(ctx, *grads)
+
+    return run

@@ -34,6 +34,7 @@ class LoraFA(Lora, name="lora-fa"):
 
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv 2308.03303"
     learning_rate: ClassVar[float] = 4e-3
+    keeps_down: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from convpeft.errors import RunError, one_line
-from convpeft.injection import adapted_layers, slots_of
+from convpeft.injection import adapted_layers
+from convpeft.slots import slots_of
 from convpeft.training.processes import count_processes
 from convpeft.writing import whole_directory
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convpeft.errors import RunError, plainly
+from convpeft.errors import OptionError, RunError, plainly
 from convpeft.training.checkpoints import (
     Checkpoint,
     adapter_tensors,
@@ -19,6 +19,7 @@ from convpeft.training.checkpoints import (
     reinstate,
     write_checkpoint,
 )
+from convpeft.training.choosing import RECORD
 from convpeft.training.engine import Engine
 from convpeft.training.history import Epoch, Position, best_epoch, is_out_of_patience
 from convpeft.training.processes import agree, from_all
@@ -95,6 +96,7 @@ class Course:
                 "position": asdict(position),
                 "places": [each.tolist() for each in places],
                 "scaler": self.engine.scaler_state(),
+                RECORD: None if self.engine.choice.plan is None else self.engine.choice.plan.to_dict(),
             }
             state = capture(self._model, self.engine.optimizer, facts)
             others = {f"{_RANDOM}.{number}": each for number, each in enumerate(states) if number}
@@ -114,7 +116,7 @@ class Course:
             return
         try:
             self._put_back(found)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, OptionError, TypeError, ValueError) as error:
             raise RunError(f"{self._last}: is not of this run ({plainly(error)}). Start the run anew.") from None
         self.engine.accelerator.wait_for_everyone()  # all have read it
         if found.damaged is not None and self.engine.accelerator.is_main_process:
@@ -133,6 +135,7 @@ class Course:
         rest[_RANDOM] = found.tensors.get(f"{_RANDOM}.{own}", rest[_RANDOM])
         facts = reinstate(Checkpoint(rest, found.facts), self._model, self.engine.optimizer)
         self.engine.restore_scaler(facts.get("scaler"))
+        self.engine.choice.repeat(facts)
         self.history, self.best = [Epoch(**row) for row in facts["history"]], best
         self.position = Position(**facts["position"])
         if self.position.batches:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from convpeft.counting import after_step, param_groups, penalty, plan_training, trainable_parameters
-from convpeft.errors import ModelError, OptionError, RunError
+from convpeft.errors import ModelError, RunError
 from convpeft.evaluation import predict_logits
-from convpeft.training.history import Epoch, Position, Watcher
+from convpeft.training.choosing import Choice
+from convpeft.training.compiling import compiled, compiler_errors
+from convpeft.training.history import Epoch, Foreteller, Position, Watcher
 from convpeft.training.objective import logits_of, lwf_loss
+from convpeft.training.options import check_settings
 from convpeft.training.processes import on_cpu, share_buffers
 from convpeft.training.recipe import TrainSection
+from convpeft.training.recomputing import Recomputing
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images (batch, channels, height, width), labels (batch), index (batch)
 
@@ -44,6 +49,10 @@ class Engine:
         batches: Batches to learn from.
         settings: Rates and the rest.
         class_weights: Weight of each class in the loss, (classes,).
+
+    Raises:
+        OptionError: If settings exclude each other.
+        ModelError: If gradient checkpointing is asked for and the model has no blocks.
     """
 
     def __init__(
@@ -55,14 +64,17 @@ class Engine:
         if AcceleratorState._shared_state and AcceleratorState(cpu=on_cpu()).mixed_precision != settings.precision:
             AcceleratorState._reset_state()  # a process may train several recipes; accelerate keeps the first precision
         self.accelerator = Accelerator(cpu=on_cpu(), mixed_precision=settings.precision)
-        if settings.objective == "lwf" and self.accelerator.num_processes > 1:
-            raise OptionError("train.objective='lwf' runs in one process. Start it without torchrun.")
-        self.optimizer = _make_optimizer(model, settings)
+        check_settings(settings, self.accelerator.num_processes)
+        self.choice = Choice(model, settings)
+        self._recomputing = Recomputing(model) if settings.checkpointing else None
+        fused = settings.precision != "fp16" and self.device.type in ("cpu", "cuda")  # a scaler steps by itself
+        self.optimizer = _make_optimizer(model, settings, fused=fused)
         self._model, self._batches, self._settings = model, batches, settings
         self._parameters = trainable_parameters(model)
         self._base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._own_forward = model.__dict__.get("forward")
         self._wrapped, self._prepared, self._loader = self.accelerator.prepare(model, self.optimizer, batches.loader)
+        self._run = compiled(self._wrapped) if settings.compile else self._wrapped
         weights = None if class_weights is None else class_weights.to(self.device)
         self._criterion = nn.CrossEntropyLoss(weight=weights, label_smoothing=settings.label_smoothing)
         self._steps_an_epoch = math.ceil(len(self._loader) / settings.accumulate)
@@ -82,7 +94,10 @@ class Engine:
             self.accelerator.scaler.load_state_dict(state)
 
     def close(self) -> None:
-        """Take everything off the model that accelerate put on it; its own unwrapping leaves a forward behind."""
+        """Take everything off the model that was put on it; accelerate's own unwrapping leaves a forward behind."""
+        self.choice.release()
+        if self._recomputing is not None:
+            self._recomputing.remove()
         self.accelerator.free_memory()
         self._model.__dict__.pop("_original_forward", None)
         self._model.__dict__.pop("forward", None)
@@ -137,15 +152,14 @@ class Engine:
             self._set_rates((number - 1) * steps + (start.batches - 1) // self._settings.accumulate)
         for index, (images, labels, _) in enumerate(self._rest(start.batches), start.batches):
             self._set_rates((number - 1) * steps + index // self._settings.accumulate)
-            logits = logits_of(self._wrapped(images))
-            loss = self._criterion(logits.float(), labels)
-            extra = penalty(self._model)
-            objective = loss if extra is None else loss + extra
-            if self._settings.objective == "lwf":
-                kept = lwf_loss(self._model, images, temperature=self._settings.lwf_temperature)
-                objective = objective + self._settings.lwf_weight * kept
-            self._check_finite("loss", objective, number, index)
-            self._step(objective, number, index)
+            self.choice.begin(images, _teller(watcher))
+            with compiler_errors() if self._settings.compile else nullcontext():
+                logits = self._logits(images)
+                loss = self._criterion(logits.float(), labels)
+                objective = self._objective(loss, images)
+                self._check_finite("loss", objective, number, index)
+                self._step(objective, number, index)
+            self.choice.settle()
             count = len(labels)
             seen, loss_sum = seen + count, loss_sum + float(loss.detach()) * count
             right += int((logits.detach().argmax(1) == labels).sum())
@@ -155,6 +169,20 @@ class Engine:
             if at_rest is not None:
                 at_rest(at)
         return at
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """The model's main logits. Autocast is on around the model, whose first hook asks for it."""
+        with self.accelerator.autocast():
+            return logits_of(self._run(images))
+
+    def _objective(self, loss: Tensor, images: Tensor) -> Tensor:
+        """The loss with what the methods and the objective add to it."""
+        extra = penalty(self._model)
+        objective = loss if extra is None else loss + extra
+        if self._settings.objective == "lwf":
+            kept = lwf_loss(self._model, images, temperature=self._settings.lwf_temperature)
+            objective = objective + self._settings.lwf_weight * kept
+        return objective
 
     def _rest(self, done: int) -> Iterable[Batch]:
         """Batches of the epoch after the first `done`; those are not even read."""
@@ -229,8 +257,14 @@ def validate(model: nn.Module, batches: Iterable[Batch], device: torch.device) -
     return float(loss), float((logits.argmax(1) == labels).double().mean())
 
 
-def _make_optimizer(model: nn.Module, settings: TrainSection) -> torch.optim.Optimizer:
+def _teller(watcher: Watcher | None) -> Callable[[int, int], None] | None:
+    if not isinstance(watcher, Foreteller):
+        return None
+    return lambda done, total: watcher.prepare("measuring kernels", done, total)
+
+
+def _make_optimizer(model: nn.Module, settings: TrainSection, *, fused: bool) -> torch.optim.Optimizer:
     groups = param_groups(model, lr=settings.lr, weight_decay=settings.weight_decay)  # each with its rate
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=settings.momentum)
-    return torch.optim.AdamW(groups)
+        return torch.optim.SGD(groups, momentum=settings.momentum, fused=fused)
+    return torch.optim.AdamW(groups, fused=fused)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+from convpeft.kernels import KernelPlan
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Fit:
     history: tuple[Epoch, ...]
     best: Epoch
     stopped_early: bool
+    kernels: KernelPlan | None = None  # how the model was computed
 
 
 class Watcher(Protocol):
@@ -51,6 +54,15 @@ class Watcher(Protocol):
 
     def epoch(self, epoch: Epoch) -> None:
         """An epoch ended."""
+        ...
+
+
+@runtime_checkable
+class Foreteller(Protocol):
+    """A watcher that sees also what is computed before the first epoch."""
+
+    def prepare(self, what: str, done: int, total: int) -> None:
+        """So many images are done, and of how many."""
         ...
 
 

@@ -72,7 +72,7 @@ def fit(
         engine.close()
     history = course.history
     restore_adapter(model, {key: value.to(engine.device) for key, value in course.best.items()})
-    return Fit(tuple(history), best_epoch(history), len(history) < settings.epochs)
+    return Fit(tuple(history), best_epoch(history), len(history) < settings.epochs, engine.choice.plan)
 
 
 def _run_epoch(course: Course, val_batches: Iterable[Batch], watcher: Watcher | None, request: StopRequest) -> Epoch:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from convpeft.catalog import read_catalog
 from convpeft.errors import OptionError, nearest
-from convpeft.training.recipe import MethodSection
+from convpeft.training.recipe import MethodSection, TrainSection
 
 _PLACES = ("include", "exclude")  # that each of several mixed methods may have
 
@@ -32,6 +32,23 @@ def check_method(section: MethodSection) -> None:
         if isinstance(given, Mapping):
             places = () if len(names) == 1 else _PLACES
             _check_options(name, cast(Mapping[str, Any], given), known[name], places)
+
+
+def check_settings(settings: TrainSection, processes: int) -> None:
+    """Refuse settings that exclude each other, or several processes.
+
+    Raises:
+        OptionError: Naming them.
+    """
+    if settings.objective == "lwf" and processes > 1:
+        raise OptionError("train.objective='lwf' runs in one process. Start it without torchrun.")
+    if settings.autotune and processes > 1:
+        raise OptionError("train.autotune=true runs in one process. Tune there first: what it finds is kept on disk.")
+    if settings.checkpointing and settings.compile:
+        raise OptionError(
+            "train.checkpointing and train.compile exclude each other: a compiled network chooses by itself what it "
+            "computes again. Leave one of them out."
+        )
 
 
 def _check_options(name: str, given: Mapping[str, Any], known: tuple[str, ...], places: tuple[str, ...]) -> None:

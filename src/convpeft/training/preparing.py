@@ -24,8 +24,11 @@ from convpeft.models import Preprocessing, load_model, notes_of, preprocessing_o
 from convpeft.planning import read_requests
 from convpeft.storage import load
 from convpeft.training.checkpoints import adapter_tensors, restore_adapter
-from convpeft.training.options import check_method
+from convpeft.training.options import check_method, check_settings
+from convpeft.training.prefix import Prefix, check_prefix
+from convpeft.training.processes import count_processes
 from convpeft.training.recipe import Recipe, make_recipe
+from convpeft.training.recomputing import blocks_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Prepared:
     model: nn.Module
     preprocessing: Preprocessing
     notes: tuple[str, ...]
+    prefix: Prefix | None = None  # what is computed once, where the run trains from features
 
     @cached_property
     def batches(self) -> dict[str, ImageBatches]:
@@ -83,6 +87,8 @@ def prepare_run(recipe: Recipe) -> Prepared:
     model.__dict__["_convpeft_source"] = dataclasses.replace(source, seed=recipe.train.seed)
     told = adapt(model, recipe, len(dataset.classes))
     _try_model(model, preprocessing, len(dataset.classes))
+    if recipe.train.checkpointing:
+        blocks_of(model)  # a network without any is refused before anything is written
     if min(recipe.train.batch_size, len(dataset.train)) == 1:
         _try_single_image(model, preprocessing)
     return Prepared(recipe, dataset, model, preprocessing, (*told, *notes_of(model), *dataset.notes))
@@ -230,6 +236,8 @@ def _check_names(recipe: Recipe) -> None:
         raise OptionError(
             f"data.augment={recipe.data.augment!r} does not exist. {nearest(recipe.data.augment, PRESETS)}"
         )
+    check_settings(recipe.train, count_processes())
+    check_prefix(recipe)
 
 
 def _in_order_of(dataset: Dataset, classes: list[str] | None, adapter: str) -> Dataset:

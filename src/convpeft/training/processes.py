@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from convpeft.injection import adapted_layers, slots_of
+from convpeft.injection import adapted_layers
+from convpeft.slots import slots_of
 
 
 def on_cpu() -> bool:

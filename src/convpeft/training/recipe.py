@@ -85,7 +85,15 @@ class TrainSection(_Section):
     accumulate: Annotated[int, Field(ge=1)] = 1  # batches a step
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation before stopping, 0 for never
     precision: Literal["no", "bf16", "fp16"] = "no"
+    kernel: Literal["auto", "weight", "side", "hybrid"] = "auto"  # how adapted layers are computed
+    layout: Literal["auto", "contiguous", "channels_last"] = "auto"  # how images lie in memory inside the network
+    fold: bool = True  # let convolutions do the work of the frozen norms behind them where that saves time
+    autotune: bool = False  # measure which kernel is the fastest for each layer; kernel is for those left over
+    checkpointing: bool = False  # keep the inputs of blocks only and compute the rest again: less memory, more time
+    compile: bool = False  # torch.compile for the steps of training
     workers: Annotated[int, Field(ge=0)] = 0
+    prefix_cache: Literal["auto", "on", "off"] = "auto"  # compute what comes before the first trained layer once
+    prefix_views: Annotated[int, Field(ge=1)] = 1  # augmented views of each image in that cache
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 

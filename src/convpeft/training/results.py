@@ -90,6 +90,7 @@ def write_metrics(result: Result, command: Sequence[str] | None = None) -> dict[
         "test": result.test.to_dict(),
         "seconds": result.seconds,
         "peak_memory_bytes": result.peak_memory,
+        "kernels": None if result.fit.kernels is None else result.fit.kernels.to_dict(),
         "adapter_bytes": result.adapter_bytes,
         "duplicates_across_splits": result.duplicates,
         "duplicates_by_splits": result.leaks,

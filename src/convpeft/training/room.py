@@ -12,6 +12,7 @@ from torch import nn
 from convpeft.counting import trainable_parameters
 from convpeft.errors import RunError
 from convpeft.training.checkpoints import adapter_tensors
+from convpeft.training.features import FOLDER
 from convpeft.training.recipe import TrainSection
 from convpeft.writing import try_room
 
@@ -37,8 +38,7 @@ def check_room(out: Path, model: nn.Module, settings: TrainSection) -> None:
         RunError: If there is too little room, naming both sizes.
         OSError: If the directory cannot be written for another reason.
     """
-    there = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    sizes = _beyond(there, expected_sizes(model, settings))
+    sizes = _still_to_write(out, model, settings)
     needed = sum(sizes)
     free = shutil.disk_usage(out).free
     task = f"{out}: the run needs {_megabytes(needed)} for checkpoints, adapter and report, and"
@@ -53,6 +53,11 @@ def check_room(out: Path, model: nn.Module, settings: TrainSection) -> None:
         raise RunError(f"{task} the system refuses as much ({error.strerror}). {remedy}") from None
 
 
+def room_beside(out: Path, model: nn.Module, settings: TrainSection) -> int:
+    """Bytes that are free beyond what the run is going to write; negative where even that finds no room."""
+    return shutil.disk_usage(out).free - sum(_still_to_write(out, model, settings))
+
+
 def expected_sizes(model: nn.Module, settings: TrainSection) -> list[int]:
     """Upper bounds of the files on the disk at once, in bytes: adapter, checkpoints, and everything else."""
     tensors = adapter_tensors(model).values()
@@ -62,6 +67,12 @@ def expected_sizes(model: nn.Module, settings: TrainSection) -> list[int]:
     state = copies * sum(each.numel() * each.element_size() + _A_TENSOR for each in trained)
     checkpoint = 2 * adapter + state + settings.epochs * _AN_EPOCH  # the last and the best adapter
     return [adapter, *[checkpoint] * _KEPT, *[_REST_FILE] * _REST_FILES]
+
+
+def _still_to_write(out: Path, model: nn.Module, settings: TrainSection) -> list[int]:
+    """Sizes of the files that are not there yet; cached features go at the end, and give no room before."""
+    files = [file for file in out.rglob("*") if file.is_file() and file.parent != out / FOLDER]
+    return _beyond(sum(file.stat().st_size for file in files), expected_sizes(model, settings))
 
 
 def _beyond(there: int, sizes: Sequence[int]) -> list[int]:

@@ -14,14 +14,17 @@ from convpeft.errors import OptionError, RunError
 from convpeft.evaluation import classification_metrics, predict_logits
 from convpeft.storage import save
 from convpeft.training.checkpoints import read_checkpoint, surroundings
+from convpeft.training.choosing import read_record
 from convpeft.training.history import Watcher
 from convpeft.training.locking import LOCK, lock_run
 from convpeft.training.loop import LAST, fit
+from convpeft.training.prefix import choose_prefix
 from convpeft.training.preparing import Prepared, class_weights, prepare_run, settle
 from convpeft.training.processes import is_main, wait_for_all
 from convpeft.training.recipe import Recipe, make_recipe, read_recipe
 from convpeft.training.results import Result, peak_memory, write_run
 from convpeft.training.room import check_room
+from convpeft.training.serving import serve
 from convpeft.writing import remove_leftovers, write_file
 
 RECIPE, CHECKPOINTS = "recipe.toml", "checkpoints"
@@ -87,8 +90,19 @@ def open_run(recipe: Recipe, *, resume: bool = False) -> Generator[Prepared]:
                     _take(out, held)
                     _claim(out, recipe, resume=resume)  # another process may have been faster
                 check_room(out, prepared.model, recipe.train)
+                prepared = _with_prefix(prepared, out, resume=resume)
                 write_file(out / RECIPE, recipe.to_toml().encode())
         yield prepared
+
+
+def _with_prefix(prepared: Prepared, out: Path, *, resume: bool) -> Prepared:
+    """Decide what is computed once instead of in every epoch."""
+    chosen, notes = choose_prefix(
+        prepared.recipe, prepared.model, prepared.batches, out, out / CHECKPOINTS / LAST, resume=resume
+    )
+    changed = dataclasses.replace(prepared, prefix=chosen, notes=(*prepared.notes, *notes))
+    changed.__dict__.update(batches=prepared.batches, leaks=prepared.leaks)  # read once
+    return changed
 
 
 @contextmanager
@@ -112,6 +126,8 @@ def _take(out: Path, held: ExitStack) -> list[str]:
     found = read_checkpoint(out / CHECKPOINTS / LAST)
     if found is not None and found.damaged is not None:
         notes.append(f"{found.damaged}: is damaged. The run goes on from the checkpoint before it.")
+    if found is not None and read_record(found.facts) is None:
+        notes.append(f"{out}: its checkpoint does not say how layers were computed. That is chosen anew.")
     now = surroundings()
     before = now if found is None else found.facts.get("surroundings", now)
     notes += [
@@ -138,19 +154,19 @@ def run_prepared(prepared: Prepared, out: Path, *, resume: bool, watcher: Watche
     """Train, evaluate and save what `prepare_run` has built."""
     recipe, dataset, model = prepared.recipe, prepared.dataset, prepared.model
     began = time.perf_counter()
-    served = prepared.batches
-    fitted = fit(
-        model,
-        served["train"],
-        served["val"],
-        recipe.train,
-        class_weights=class_weights(dataset, recipe),
-        checkpoints=out / CHECKPOINTS,
-        resume=resume,
-        watcher=watcher,
-    )
+    with serve(prepared, out, out / CHECKPOINTS / LAST, resume=resume, watcher=watcher) as served:
+        fitted = fit(
+            model,
+            served.train,
+            served.val,
+            recipe.train,
+            class_weights=class_weights(dataset, recipe),
+            checkpoints=out / CHECKPOINTS,
+            resume=resume,
+            watcher=watcher,
+        )
     model.eval()
-    predictions = predict_logits(model, served["test"])
+    predictions = predict_logits(model, prepared.batches["test"])
     metrics = classification_metrics(predictions.probabilities, predictions.labels, dataset.classes)
     adapter = out / "adapter"
     if is_main():
@@ -169,7 +185,7 @@ def run_prepared(prepared: Prepared, out: Path, *, resume: bool, watcher: Watche
         peak_memory=peak_memory(),
         adapter_bytes=sum(file.stat().st_size for file in adapter.iterdir()),
         leaks=prepared.leaks,
-        notes=prepared.notes,
+        notes=(*prepared.notes, *served.notes),
     )
 
 
