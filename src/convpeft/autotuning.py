@@ -51,8 +51,8 @@ class _Input:
 def autotune(model: nn.Module, images: Tensor, *, told: Callable[[int, int], None] | None = None) -> KernelPlan:
     """Measure the kernels of each adapted layer on random numbers and choose the fastest, as `set_kernels` would.
 
-    Another kernel than the usual one is chosen where it takes clearly less time, 5 % or more. Layers whose `down` is not
-    trained are left as they are: their kernel is chosen for its memory. What was measured is kept in
+    Another kernel than the usual one is chosen where it takes clearly less time, 5 % or more. Where `down` is not
+    trained, a layer is left as it is: its kernel is chosen for its memory. What was measured is kept in
     `$XDG_CACHE_HOME/convpeft/kernels.json` (by default `~/.cache`) and not measured again for a layer of the same
     shape, rank, input, types, layout, threads, device and versions. The model is not changed by measuring.
 
