@@ -72,6 +72,7 @@ class Module(nn.Module):
     mergeable: ClassVar[Mergeable] = "always"
     additive: ClassVar[bool] = False  # the map adds something that does not depend on the weight
     after_head: ClassVar[bool] = False  # goes on top of a fresh head too
+    maps_weight: ClassVar[bool] = True  # not the bias alone
     replaces: ClassVar[bool] = False  # the map ignores the weight it is given, so it comes first on its layer
     kinds: ClassVar[tuple[Kind, ...]] = ("conv", "linear")
     refused: ClassVar[Mapping[Kind, str]] = _REFUSED  # why the kinds that are not in `kinds` are refused

@@ -20,13 +20,24 @@ def effective(
 
     An adapter that normalises by batches while it is trained is left out then, unless `settled` asks for its map.
     """
-    weight = cast(Tensor, layer._parameters[tensor])
-    bias = layer._parameters.get("bias") if tensor == "weight" and has_joint_bias(layer) else None
-    parts = [
+    return composed(layer, acting(layer, tensor, names, settled=settled), tensor)
+
+
+def acting(
+    layer: nn.Module, tensor: str = "weight", names: tuple[str, ...] | None = None, *, settled: bool = False
+) -> list[Adapter]:
+    """The adapters that `effective` runs, in order."""
+    return [
         part
         for part in slots_of(layer).active(names)
         if isinstance(part, Adapter) and part.site.tensor == tensor and (settled or not part.runs_beside)
     ]
+
+
+def composed(layer: nn.Module, parts: list[Adapter], tensor: str = "weight") -> tuple[Tensor, Tensor | None]:
+    """What these adapters make of a layer's (weight, bias), in the layer's own dtype."""
+    weight = cast(Tensor, layer._parameters[tensor])
+    bias = layer._parameters.get("bias") if tensor == "weight" and has_joint_bias(layer) else None
     if not parts:
         return weight, bias
     if torch.is_autocast_enabled(weight.device.type):  # W + delta rounded in half precision loses small updates

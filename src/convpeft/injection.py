@@ -20,11 +20,11 @@ from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
 from convpeft.adapters import Module
 from convpeft.branching import run_beside
-from convpeft.composing import effective, has_joint_bias
+from convpeft.composing import acting, composed, effective, has_joint_bias
 from convpeft.errors import ModelError
 from convpeft.folding import Fold, expect, fold_of, is_done
 from convpeft.frozen_norm import frozen_batch_norm, steps_behind
-from convpeft.kernels import find_cheaper, is_traced, run_frozen
+from convpeft.kernels import can_rebuild, find_cheaper, is_traced, run_frozen, run_rebuilt
 from convpeft.sites import kind_of, site_of, walk
 from convpeft.slots import SLOTS, STATISTICS, Slots, State, slots_of
 
@@ -70,25 +70,21 @@ class AdaptedLayer(nn.Module):
 
     def _convpeft_trained(self, x: Tensor, *, convolves: bool) -> Tensor:
         """Run such a layer by the kernel that costs least, with the norm behind it where that is folded in."""
-        slots, own, bias = slots_of(self), cast(Tensor, self._parameters["weight"]), self._parameters.get("bias")
+        slots, own = slots_of(self), cast(Tensor, self._parameters["weight"])
         computing = slots.state.computing
+        asked = computing.forced.get(slots.path, computing.kernel)
         parts = [part for part in slots.active() if isinstance(part, Module)]
-        product = None
-        if len(parts) == 1 and parts[0].site.tensor == "weight":
-            asked = computing.forced.get(slots.path, computing.kernel)
-            product = find_cheaper(parts[0], x, own, asked=asked)
-        kernel = "weight" if product is None else product.kernel
-        found = fold_of(self, x, cheap=kernel in ("hybrid", "lean")) if convolves else None
+        alone = len(parts) == 1 and parts[0].site.tensor == "weight"
+        product = find_cheaper(parts[0], x, own, asked=asked) if alone else None
+        cheap = product is not None and product.kernel != "side"
+        found = fold_of(self, x, cheap=cheap) if convolves else None
         fold = found if isinstance(found, Fold) else None
         if product is not None:
+            kernel, bias = product.kernel, self._parameters.get("bias")
             of = (bias, None) if fold is None else (fold.of_bias(bias), fold.scale)
             output = product.run(x, own, *of)
         else:
-            weight, bias = effective(self)
-            if fold is not None:
-                weight, bias = fold.of_weight(weight), fold.of_bias(bias).to(weight.dtype)
-            output = run_frozen(slots.site, x, weight, bias) if slots.site is not None else None
-            output = self._convpeft_defined(x, weight, bias) if output is None else output
+            kernel, output = self._convpeft_mapped(x, fold, asked)
         computing.taken[slots.path] = kernel
         if fold is not None:
             computing.folded[slots.path] = slots_of(fold.norm).path
@@ -96,6 +92,21 @@ class AdaptedLayer(nn.Module):
         elif isinstance(found, str):
             computing.unfolded[slots.path] = found
         return output
+
+    def _convpeft_mapped(self, x: Tensor, fold: Fold | None, asked: str) -> tuple[str, Tensor]:
+        """Run such a layer with the weight that its adapters map its own to, whatever the map."""
+        parts, site = acting(self), slots_of(self).site
+
+        def build() -> tuple[Tensor, Tensor | None]:  # also later, when other adapters may be active
+            weight, bias = composed(self, parts)
+            return (weight, bias) if fold is None else (fold.of_weight(weight), fold.of_bias(bias).to(weight.dtype))
+
+        if site is not None and can_rebuild(site, parts, x, asked):
+            trained = [each for module in (*parts, self) for each in module.parameters() if each.requires_grad]
+            return "rebuilt", run_rebuilt(site, x, build, list(dict.fromkeys(trained)))
+        weight, bias = build()
+        output = None if site is None else run_frozen(site, x, weight, bias)
+        return "weight", self._convpeft_defined(x, weight, bias) if output is None else output
 
     def _convpeft_frozen(self, *args: Any, **kwargs: Any) -> Any:
         """Normalise by running statistics, whatever the training flag says."""

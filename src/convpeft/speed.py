@@ -28,7 +28,8 @@ def set_kernels(
     Args:
         model: A model with adapters.
         kernel: `auto`, what is estimated to cost least for each layer; or for every layer that can: `weight`, the
-            definition, which builds the effective weight and lets PyTorch do the rest; `side`, low-rank layers beside
+            definition, which builds the effective weight and lets PyTorch do the rest; `rebuilt`, which builds it once
+            more for the backward pass instead of keeping it; `side`, low-rank layers beside
             the frozen one; `hybrid`, one operation with the effective weight forward and one backward, and low-rank
             work for the factors. Where `down` is not trained, `hybrid` keeps rank-r activations only (`lean`).
         layout: How images lie in memory inside the network: `auto`, `contiguous` or `channels_last`, which is faster

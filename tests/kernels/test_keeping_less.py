@@ -1,5 +1,8 @@
 """Kernels that keep less for the backward pass: frozen and lean layers, masked activations, short positions."""
 
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 
 import convpeft
 from contract.networks import randomise, relative_error
+from convpeft.adapters import method_class
 from convpeft.kernels.frozen import frozen
 from convpeft.kernels.masks import Masks, Window, masked_relu, max_pool
 from convpeft.kernels.operations import Convolution
@@ -205,3 +209,104 @@ def test_network_that_keeps_inputs_anyway_masks_no_activation() -> None:
         model(IMAGES)
     assert torch.uint8 not in seen
     assert torch.int16 in seen  # positions of the pooling
+
+
+def large_layer(method: str) -> nn.Module:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(48, 48, 3, padding=1, bias=False).double()
+    return randomise(convpeft.attach(layer, method, include=["conv"])).train()
+
+
+FEATURES = random(2, 48, 6, 5)
+
+
+def layer_gradients(layer: nn.Module, before_backward: Callable[[], object] = lambda: None) -> list[Tensor]:
+    x = FEATURES.clone().requires_grad_()
+    output = layer(x)
+    wanted = [x, *convpeft.trainable_parameters(layer)]
+    before_backward()
+    return [output, *torch.autograd.grad(output.square().sum(), wanted)]
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
+    for mine, theirs in zip(found, expected, strict=True):
+        assert relative_error(mine, theirs) <= TOLERANCE
+
+
+MAPS = ("dora", "loha", "lokr", "lora-c", "residual-parallel", "ssf", "glora")
+
+
+@pytest.mark.parametrize("method", MAPS)
+def test_map_that_is_no_product_keeps_the_input_alone(method: str) -> None:
+    layer = large_layer(method)
+    found = layer_gradients(layer)
+    assert set(convpeft.kernels_of(layer).sites.values()) == {"rebuilt"}
+    x = FEATURES.clone().requires_grad_()
+    own = [*layer.parameters(), *layer.buffers(), x]
+    assert kept_bytes(lambda: layer(x), *own) == 0
+    by_definition(layer)
+    assert kept_bytes(lambda: layer(x), *own) >= layer.weight.numel() * 8
+    assert_same(found, layer_gradients(layer))
+
+
+def test_weight_is_rebuilt_by_the_adapters_of_the_forward() -> None:
+    """Whatever is active when the backward pass runs."""
+    layer = large_layer("dora")
+    expected = layer_gradients(by_definition(copy.deepcopy(layer)))
+    assert_same(layer_gradients(layer, lambda: convpeft.set_active(layer, [])), expected)
+    convpeft.set_active(layer, ["default"])
+    with convpeft.disabled(layer):
+        pass
+    assert_same(layer_gradients(layer), expected)
+
+
+def test_weight_that_changed_since_the_forward_is_refused() -> None:
+    layer = large_layer("dora")
+
+    def step() -> None:
+        with torch.no_grad():
+            for parameter in convpeft.trainable_parameters(layer):
+                parameter.add_(1)
+
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        layer_gradients(layer, step)
+
+
+def test_second_derivatives_of_a_rebuilt_layer_are_right() -> None:
+    found = []
+    layer = large_layer("dora")
+    for each in (layer, by_definition(copy.deepcopy(layer))):
+        wanted = [FEATURES.clone().requires_grad_(), *convpeft.trainable_parameters(each)]
+        first = torch.autograd.grad(each(wanted[0]).square().sum(), wanted, create_graph=True)
+        found.append(list(torch.autograd.grad(sum(gradient.square().sum() for gradient in first), wanted)))
+    assert_same(*found)
+
+
+def test_rebuilt_layer_under_autocast_builds_in_float32() -> None:
+    layer = large_layer("dora").float()
+    for each in layer.modules():
+        each.float()
+    outputs = []
+    for run in (layer, by_definition(copy.deepcopy(layer))):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = run(FEATURES.float())
+        output.float().square().sum().backward()
+        outputs.append(output)
+    assert torch.equal(*outputs)
+    assert {parameter.grad.dtype for parameter in convpeft.trainable_parameters(layer)} == {torch.float32}
+
+
+def test_adapter_of_somebody_else_is_not_run_twice() -> None:
+    """It may change something each time it runs."""
+    layer = large_layer("dora")
+    part = next(module for module in layer.modules() if type(module) is method_class("dora"))
+
+    class Counting(method_class("dora")):
+        def forward(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            self.__dict__["runs"] = self.__dict__.get("runs", 0) + 1
+            return super().forward(weight, bias)
+
+    part.__class__ = Counting
+    layer_gradients(layer)
+    assert part.runs == 1
+    assert set(convpeft.kernels_of(layer).sites.values()) == {"weight"}

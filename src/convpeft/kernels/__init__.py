@@ -1,7 +1,15 @@
 """How an adapted layer is computed while it is trained: the same function at another cost."""
 
 from convpeft.kernels.computing import KERNELS, LAYOUTS, Computing, KernelPlan
-from convpeft.kernels.running import Product, find_cheaper, in_checkpoint, is_traced, run_frozen
+from convpeft.kernels.running import (
+    Product,
+    can_rebuild,
+    find_cheaper,
+    in_checkpoint,
+    is_traced,
+    run_frozen,
+    run_rebuilt,
+)
 
 __all__ = [
     "KERNELS",
@@ -9,8 +17,10 @@ __all__ = [
     "Computing",
     "KernelPlan",
     "Product",
+    "can_rebuild",
     "find_cheaper",
     "in_checkpoint",
     "is_traced",
     "run_frozen",
+    "run_rebuilt",
 ]

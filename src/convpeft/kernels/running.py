@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -11,18 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convpeft.adapters import Module
+from convpeft.adapters import Adapter, Module
 from convpeft.convolving import both_sides
 from convpeft.kernels.frozen import frozen
 from convpeft.kernels.hybrid import hybrid
 from convpeft.kernels.lean import lean
 from convpeft.kernels.operations import Convolution, Linear, Operation
+from convpeft.kernels.rebuilt import Build, rebuilt
 from convpeft.kernels.side import side
 from convpeft.low_rank import LowRank
 from convpeft.sites import Site
 
 _LANES = 16  # numbers in a vector register, and in a block of a convolution's channels
 _WORTH = 0.8  # a smaller gain is lost in moving data
+_LARGE = 16_384  # numbers of a weight that is worth building twice
 _LEAST = 5_000_000  # multiplications; fewer take less time than a few more calls
 
 
@@ -63,7 +66,7 @@ def find_cheaper(part: Module, x: Tensor, weight: Tensor, *, asked: str = "auto"
         asked: `weight`, `side` or `hybrid`, or `auto` for the cheaper one. Where `down` is not trained, `lean` stands
             for `hybrid`.
     """
-    if asked == "weight" or not isinstance(part, LowRank) or not part.is_product:
+    if asked in ("weight", "rebuilt") or not isinstance(part, LowRank) or not part.is_product:
         return None
     if weight.requires_grad or not _fits(part.site, x):
         return None
@@ -83,6 +86,25 @@ def run_frozen(site: Site, x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
     x, operation = _prepared(site, x)
     with torch.autocast(x.device.type, enabled=False):
         return frozen(x, weight, bias, operation)
+
+
+def can_rebuild(site: Site, parts: Sequence[Adapter], x: Tensor, asked: str) -> bool:
+    """Whether a layer may build its effective weight twice and keep its input alone; for a small weight, why bother.
+
+    That a map gives the same weight again before the next step is known of our own methods without hooks.
+    """
+    large = math.prod(site.shape) >= _LARGE
+    if not (asked == "rebuilt" or (asked == "auto" and large)) or site.transposed or not _has_batch(site, x):
+        return False
+    pure = all(not part.hooks and type(part).__module__.startswith("convpeft.methods.") for part in parts)
+    return pure and any(part.maps_weight and any(p.requires_grad for p in part.parameters()) for part in parts)
+
+
+def run_rebuilt(site: Site, x: Tensor, build: Build, trained: Sequence[Tensor]) -> Tensor:
+    """The output of a layer whose weight is built once more for the backward pass."""
+    x, operation = _prepared(site, x)
+    with torch.autocast(x.device.type, enabled=False):
+        return rebuilt(x, build, trained, operation)
 
 
 def is_traced(x: object) -> bool:

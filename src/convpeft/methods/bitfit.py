@@ -33,6 +33,7 @@ class BitFit(Additive, name="bitfit"):
     paper: ClassVar[str] = "Ben Zaken et al. 2022, arXiv 2106.10199"
     kinds: ClassVar[tuple[Kind, ...]] = ("conv", "linear", "norm")
     default_sites: ClassVar[tuple[str, ...]] = ("conv", "linear", "norm")
+    maps_weight: ClassVar[bool] = False
     default_exclude: ClassVar[tuple[str, ...]] = ()
     norm_policies: ClassVar[tuple[NormPolicy, ...]] = ("frozen", "adapt")
     learning_rate: ClassVar[float] = 5e-3
