@@ -17,7 +17,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: help demo test contract architectures promises mutants rivals fuzz lint format types docs wheel ci install clean
+.PHONY: help demo test contract architectures promises mutants rivals bench fuzz lint format types docs wheel ci install clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,9 @@ mutants: $(VENV)/.installed-dev  ## Plant faults into a copy of the source; ever
 
 rivals: $(VENV)/.installed-dev  ## Put convpeft and other libraries under the same attack (slow)
 	$(BIN)/python benchmarks/correctness/run.py $(ARGS)
+
+bench: $(VENV)/.installed-dev  ## Measure what training costs, beside other libraries (half an hour of a quiet machine)
+	$(BIN)/python benchmarks/training_cost/run.py $(ARGS)
 
 fuzz: $(VENV)/.installed-dev  ## Fuzz every reader of files for ten minutes; ARGS="--seconds 3600" for longer
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[fuzz]'
