@@ -245,3 +245,70 @@ def test_accumulated_steps_see_the_present_norm() -> None:
     with torch.no_grad():
         expected = model.eval()(X)
     assert relative_error(model.train()(X), expected) <= TOLERANCE
+
+
+class Boxed(nn.Module):
+    """A convolution in a box of its own, and the norm outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.box = nn.Sequential(nn.Conv2d(3, 8, 3))
+        self.norm, self.fc = nn.BatchNorm2d(8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(self.box(x)).mean((2, 3)))
+
+
+def test_hook_on_a_box_around_the_convolution_sees_its_own_numbers() -> None:
+    model, seen = randomise(convpeft.attach(Boxed().double(), "lora"), 1).train(), []
+    model(X)
+    assert convpeft.kernels_of(model).folded == {"box.0": "norm"}
+    model.box.register_forward_hook(lambda _, __, output: seen.append(output))
+    model(X)
+    assert convpeft.kernels_of(model).unfolded["box.0"] == "hooks look in"
+    assert relative_error(seen[0], nn.functional.conv2d(X, model.box[0].weight, model.box[0].bias)) <= TOLERANCE
+
+
+class Keeping(Boxed):
+    """A forward that puts the convolution's output where anybody can read it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = {"first": [self.box(x)]}
+        return self.fc(self.norm(self.features["first"][0]).mean((2, 3)))
+
+
+def test_output_that_the_network_keeps_is_the_convolutions_own() -> None:
+    model = randomise(convpeft.attach(Keeping().double(), "lora"), 1).train()
+    model(X)
+    assert convpeft.kernels_of(model).unfolded == {"box.0": "the network keeps its output"}
+    expected = nn.functional.conv2d(X, model.box[0].weight, model.box[0].bias)
+    assert relative_error(model.features["first"][0], expected) <= TOLERANCE
+
+
+def test_transforms_of_a_whole_network_are_right() -> None:
+    model = adapted()
+    names = [name for name, value in model.named_parameters() if value.requires_grad]
+    values = {name: dict(model.named_parameters())[name].detach() for name in names}
+
+    def loss(values: dict[str, Tensor], image: Tensor) -> Tensor:
+        return torch.func.functional_call(model, values, (image.unsqueeze(0),)).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(values, X)
+    for number, image in enumerate(X):
+        alone = torch.autograd.grad(model(image.unsqueeze(0)).square().sum(), convpeft.trainable_parameters(model))
+        for name, expected in zip(names, alone, strict=True):
+            assert relative_error(found[name][number], expected) <= TOLERANCE
+
+
+class Listing(Boxed):
+    """A model that takes a list of images, as detectors do."""
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        return super().forward(torch.stack(images))
+
+
+def test_model_of_lists_runs() -> None:
+    model = randomise(convpeft.attach(Listing().double(), "lora"), 1).train()
+    found = model(list(X))
+    assert relative_error(found, by_definition(model)(list(X))) <= TOLERANCE

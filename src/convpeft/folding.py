@@ -56,25 +56,26 @@ class _Frame:
     model: int
     active: bool
     masks: TorchFunctionMode | None
+    turned: bool = False  # whether the images got another layout
     waiting: dict[int, tuple[nn.Module, Tensor]] = field(default_factory=dict[int, tuple[nn.Module, Tensor]])
 
 
-def begin(model: nn.Module, *, active: bool, masks: TorchFunctionMode | None = None) -> None:
+def begin(model: nn.Module, *, active: bool, masks: TorchFunctionMode | None = None, turned: bool = False) -> None:
     """Note that the forward of a model has begun in this thread; only if active may its layers fold."""
-    _frames().append(_Frame(id(model), active, masks))
+    _frames().append(_Frame(id(model), active, masks, turned))
     if masks is not None:
         masks.__enter__()
 
 
-def end(model: nn.Module, *, finished: bool) -> None:
-    """Note that it is over.
+def end(model: nn.Module, *, finished: bool) -> bool:
+    """Note that it is over; whether its images had got another layout.
 
     Raises:
         ModelError: If it has finished and a norm that was folded into a convolution has not run behind it.
     """
     frames = _frames()
     if not frames or frames[-1].model != id(model):
-        return
+        return False
     frame = frames.pop()
     if frame.masks is not None:
         frame.masks.__exit__(None, None, None)
@@ -84,6 +85,7 @@ def end(model: nn.Module, *, finished: bool) -> None:
             f"a {norm} was folded into its convolution and then did not run: the network changed since its first step. "
             "Call convpeft.set_kernels(model, fold=False)."
         )
+    return frame.turned
 
 
 def fold_of(layer: nn.Module, x: Tensor, *, cheap: bool) -> Fold | str | None:
@@ -98,13 +100,13 @@ def fold_of(layer: nn.Module, x: Tensor, *, cheap: bool) -> Fold | str | None:
     frames = _frames()
     if slots.norm is None or not frames or not frames[-1].active or not slots.state.computing.fold:
         return None
-    (norm,) = slots.norm
+    norm, *around = slots.norm
     statistics = slots_of(norm).statistics()
     if not norm.training:
         return "the norm is in evaluation"
     if statistics is not None and statistics[0] == slots.state.training:
         return "the norm's statistics move"
-    if _looks_in(layer) or _looks_in(norm) or _has_any_global_hook():
+    if any(_looks_in(each) for each in (layer, norm, *around)) or _has_any_global_hook():
         return "hooks look in"
     if in_checkpoint():
         return "it runs in a gradient checkpoint"

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
 from convpeft.folding import begin, end
 from convpeft.injection import adapted_layers
-from convpeft.kernels import Computing
+from convpeft.kernels import Computing, is_traced
 from convpeft.kernels.masks import Masks
 from convpeft.low_rank import LowRank
 from convpeft.slots import State, slots_of
@@ -28,26 +28,24 @@ class Surroundings:
         """Look at the model once, tell its layers that it runs, and turn the images."""
         if torch.compiler.is_compiling():
             return None
-        active, computing = model.training and torch.is_grad_enabled(), self._state.computing
+        images = _images(args)
+        active = model.training and torch.is_grad_enabled() and (images is None or not is_traced(images))
+        computing = self._state.computing
         if active and not computing.looked:
             _look(model, computing)
-        begin(model, active=active, masks=_masks(computing) if active else None)
-        first = args[0] if active and args else None
-        if not isinstance(first, Tensor) or first.ndim != 4 or not first.is_floating_point():
+        turned = active and images is not None and _wants_channels_last(images, computing)
+        begin(model, active=active, masks=_masks(computing) if active else None, turned=turned)
+        if images is None or not active:
             return None
-        computing.used = "channels_last" if _wants_channels_last(first, computing) else "contiguous"
-        if computing.used == "contiguous":
-            return None
-        return (first.contiguous(memory_format=torch.channels_last), *args[1:])
+        computing.used = "channels_last" if turned else "contiguous"
+        return (images.contiguous(memory_format=torch.channels_last), *args[1:]) if turned else None
 
     def leave(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Undo that; an output that is images comes out as it would have."""
         if torch.compiler.is_compiling():
             return None
         finished = output is not None
-        end(model, finished=finished)
-        turned = finished and self._state.computing.used == "channels_last" and args and not args[0].is_contiguous()
-        return made_contiguous(output) if model.training and turned else None
+        return made_contiguous(output) if end(model, finished=finished) and finished else None
 
 
 def surround(model: nn.Module, state: State) -> None:
@@ -72,6 +70,12 @@ def is_ours(hook: Any) -> bool:
     return isinstance(getattr(hook, "__self__", None), Surroundings)
 
 
+def _images(args: tuple[Any, ...]) -> Tensor | None:
+    """What a model is called with, if it is images."""
+    first = args[0] if args else None
+    return first if isinstance(first, Tensor) and first.ndim == 4 and first.is_floating_point() else None
+
+
 def _look(model: nn.Module, computing: Computing) -> None:
     """Find what may be folded, whether the layout may change and whether any layer keeps its input."""
     graph = read_graph(model)
@@ -82,8 +86,15 @@ def _look(model: nn.Module, computing: Computing) -> None:
         slots_of(layer).norm = None
     for path, behind in graph.followers.items():
         if path in layers and behind in layers:
-            slots_of(layers[path]).norm = (layers[behind],)
+            around = _parents(path) ^ _parents(behind)
+            slots_of(layers[path]).norm = (layers[behind], *(model.get_submodule(each) for each in around))
     computing.pools, computing.lean = graph.pools, _is_lean(layers.values())
+
+
+def _parents(path: str) -> set[str]:
+    """Paths of all modules around one."""
+    names = path.split(".")
+    return {".".join(names[:depth]) for depth in range(len(names))}
 
 
 def _what_breaks(model: nn.Module) -> str | None:

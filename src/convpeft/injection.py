@@ -85,12 +85,10 @@ class AdaptedLayer(nn.Module):
             output = product.run(x, own, *of)
         else:
             kernel, output = self._convpeft_mapped(x, fold, asked)
-        computing.taken[slots.path] = kernel
+        norm = None if fold is None else slots_of(fold.norm).path
+        computing.note(slots.path, kernel, norm=norm, why=found if isinstance(found, str) else None)
         if fold is not None:
-            computing.folded[slots.path] = slots_of(fold.norm).path
             expect(fold, output)
-        elif isinstance(found, str):
-            computing.unfolded[slots.path] = found
         return output
 
     def _convpeft_mapped(self, x: Tensor, fold: Fold | None, asked: str) -> tuple[str, Tensor]:

@@ -63,7 +63,8 @@ class Slots(nn.Module):
     def __init__(self, state: State, path: str, site: Site | None) -> None:
         super().__init__()
         self.state, self.path, self.site = state, path, site
-        self.norm: tuple[nn.Module] | None = None  # the norm behind a convolution; in a tuple it is no submodule
+        # the norm behind a convolution, and the modules around one of the two alone; in a tuple they are no submodules
+        self.norm: tuple[nn.Module, ...] | None = None
 
     def forward(self, *_: Any) -> Any:
         """Stop a module that runs all its children, whatever they are.

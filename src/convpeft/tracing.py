@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
+from torch.utils._pytree import tree_leaves, tree_map
 
 from convpeft.errors import one_line
 from convpeft.folding import can_fold
@@ -43,7 +44,8 @@ class Graph:
 def read_graph(model: nn.Module) -> Graph:
     """Trace a model with fx, without running it and without leaving a mark on it."""
     try:
-        nodes = list(_trace(_copied(model)).nodes)
+        copied = _copied(model)
+        nodes = list(_trace(copied).nodes)
     except Exception as error:  # a forward is anybody's code, and tracing may fail in any way
         why = f"the network cannot be traced ({one_line(error, 120)})"
         convolutions = [path for path, layer in model.named_modules() if isinstance(layer, _ConvNd)]
@@ -52,6 +54,7 @@ def read_graph(model: nn.Module) -> Graph:
     names = {id(layer): path for path, layer in model.named_modules()}  # one path for a layer with several
     runs = Counter(id(modules[str(node.target)]) for node in nodes if node.op == "call_module")
     graph = Graph(stays=_what_asks_for_storage(nodes), pools=any(_pools(node, modules) for node in nodes))
+    kept = _kept_by_modules(copied)
     for node in nodes:
         layer = modules[str(node.target)] if node.op == "call_module" else None
         if not isinstance(layer, _ConvNd):
@@ -60,6 +63,8 @@ def read_graph(model: nn.Module) -> Graph:
         path = names[id(layer)]
         if isinstance(found, str):
             graph.reasons[path] = found
+        elif node.name in kept:
+            graph.reasons[path] = "the network keeps its output"
         elif runs[id(layer)] > 1 or runs[id(found)] > 1:
             graph.reasons[path] = "it or its norm runs more than once"
         else:
@@ -78,6 +83,12 @@ def _follower(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | str:
         what = type(norm).__name__.removeprefix("Adapted") if norm is not None else _name(user)
         return f"no norm with fixed statistics follows, but {what}"
     return norm
+
+
+def _kept_by_modules(traced: nn.Module) -> set[str]:
+    """Names of the nodes whose results the forward has put into attributes, for somebody to read."""
+    values = [value for module in traced.modules() for value in module.__dict__.values()]
+    return {leaf.node.name for leaf in tree_leaves(values) if isinstance(leaf, fx.Proxy)}
 
 
 def _what_asks_for_storage(nodes: list[fx.Node]) -> str | None:
@@ -119,7 +130,6 @@ def _trace(model: nn.Module) -> fx.Graph:
 
 def made_contiguous(output: Any) -> Any:
     """A model's output in the layout that it has without a change of layout inside."""
-    from torch.utils._pytree import tree_map
 
     def turned(each: Any) -> Any:
         return each.contiguous() if isinstance(each, Tensor) and each.ndim == 4 else each

@@ -57,6 +57,15 @@ class Computing:
     pools: bool = False  # whether there is any max-pooling
     lean: bool = False  # whether no adapted layer keeps its input, so that activations may be kept as masks
 
+    def note(self, path: str, kernel: str, *, norm: str | None, why: str | None) -> None:
+        """Note how a layer ran: its kernel, and the norm whose work it did or why it did not."""
+        self.taken[path] = kernel
+        for found, value in ((self.folded, norm), (self.unfolded, why)):
+            if value is None:
+                found.pop(path, None)
+            else:
+                found[path] = value
+
     def look_again(self) -> None:
         """Forget what was found of the model; something was attached, detached, activated or asked for."""
         self.looked, self.used, self.stays, self.lean = False, None, None, False
