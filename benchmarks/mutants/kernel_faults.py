@@ -45,8 +45,8 @@ FAULTS = (
         name="cheaper kernel taken for the first of two adapters",
         promises=("C09",),
         file="injection.py",
-        before='if len(parts) == 1 and parts[0].site.tensor == "weight":',
-        after='if parts and parts[0].site.tensor == "weight":',
+        before='alone = len(parts) == 1 and parts[0].site.tensor == "weight"',
+        after='alone = bool(parts) and parts[0].site.tensor == "weight"',
         tests=(f"{_KERNELS}::test_definition_is_kept_where_something_else_is_asked_of_a_layer",),
     ),
     Fault(

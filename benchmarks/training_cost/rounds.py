@@ -1,4 +1,4 @@
-"""A group of modes that take turns: in each round every process trains one step while the others wait."""
+"""A group of modes that take turns: in each round every process trains two steps, the second on the clock."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ class Worker:
         return {"memory_bytes": growth, "trainable": self._trainee.trainable, "note": self._trainee.note}
 
     def step(self) -> float:
-        """The seconds of one step."""
+        """The seconds of one step, after one more that fetches from the system what the others' turns took away."""
+        self._trainee.step()
         return seconds(self._trainee.step)
 
     def count(self) -> dict[str, Any]:

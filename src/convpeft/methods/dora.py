@@ -59,5 +59,4 @@ class Dora(Lora, name="dora"):
 
 def _lengths(weight: Tensor) -> Tensor:
     """Euclidean length of each filter, (out); its gradient at zero is zero."""
-    squares = weight.flatten(1).contiguous().square().sum(1)  # a sum rounds by the layout, and both lengths must agree
-    return torch.where(squares > 0, torch.where(squares > 0, squares, 1).sqrt(), 0)
+    return torch.linalg.vector_norm(weight.flatten(1).contiguous(), dim=1)  # a sum rounds by the layout
