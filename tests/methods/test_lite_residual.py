@@ -9,6 +9,7 @@ import convpeft
 from convpeft.methods.lite_residual import LiteResidual
 from convpeft.sites import Site
 from reference.lite_residual import new_output
+from small_network import by_definition
 
 BLOCK = Site("block", "block", (24, 16, 1, 1), tensor="")
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -114,7 +115,7 @@ def test_maps_of_every_size_equal_the_reference(block: object, dims: int, size: 
 def test_start_changes_nothing_and_then_learns() -> None:
     model, x = network(Block(16, 24), 24), torch.randn(2, 16, 8, 8)
     expected = model(x)
-    convpeft.attach(model, "lite-residual")
+    by_definition(convpeft.attach(model, "lite-residual"))
     assert torch.equal(model(x), expected)
     optimizer = torch.optim.SGD(convpeft.trainable_parameters(model), lr=0.1)
     for _ in range(2):
