@@ -1,64 +1,21 @@
-"""The command line: parse, call, print. Nothing heavy is imported before a command needs it."""
+"""The commands that train and measure: train, evaluate, inspect, check; and those that list and show."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, cast
+from typing import Annotated, Any, cast
 
 import typer
 
-from convpeft._version import __version__
-from convpeft.catalog import read_catalog
-from convpeft.errors import ConvpeftError, OptionError, nearest
+from convpeft.cli.words import AsJson, Force, RunPath, Weights, method_help, method_options
+from convpeft.errors import OptionError
 
-app = typer.Typer(
-    help="Parameter-efficient fine-tuning of convolutional networks: from a folder of images to a small adapter.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-# typer brings its own click and exports no name for the parent of this one
-_UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
-
-_INTERRUPTED = 130  # 128 + SIGINT, as shells count
-
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or an adapter's.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Force = Annotated[bool, typer.Option("--force", help="Load the adapter even onto another base than its own.")]
-Weights = Annotated[Path | None, typer.Option(help="The base's weights, a .safetensors or .pth file.")]
-
-
-def _version(value: bool) -> None:
-    if value:
-        typer.echo(f"convpeft {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(  # pyright: ignore[reportUnusedFunction] - typer registers it
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    pass
-
-
-def _method_help() -> str:
-    lines = [
-        f"  {entry.name}: {', '.join('--' + option.replace('_', '-') for option in entry.options) or 'none'}"
-        for entry in read_catalog()
-    ]
-    # the mark keeps click from filling the lines
-    return "\n".join(["\b", "Options of the methods (`convpeft methods` says more):", *lines])
+app = typer.Typer()
 
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    epilog=_method_help(),
+    epilog=method_help(),
     no_args_is_help=True,
 )
 def train(
@@ -131,7 +88,7 @@ def train(
         put_key(values, key, value)
     named = set_keys(values, assign or []).get("method")
     method_name = str(cast(dict[str, Any], named).get("name", "lora")) if isinstance(named, dict) else "lora"
-    for key, value in _method_options(context, method_name).items():
+    for key, value in method_options(context, method_name).items():
         put_key(values, f"method.{key}", value)
     recipe = make_recipe(set_keys(values, assign or []), where="recipe" if config is None else str(config))
     if recipe.warm_start is None:
@@ -176,34 +133,6 @@ def evaluate(
         force=force,
         as_json=as_json,
     )
-
-
-@app.command(no_args_is_help=True)
-def predict(
-    run: RunPath,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files or folders of them.")],
-    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 5,
-    weights: Weights = None,
-    force: Force = False,
-    as_json: AsJson = False,
-) -> None:
-    """Classify images."""
-    from convpeft.commands.using import predict_images
-
-    predict_images(run, images, top=top, weights=weights, force=force, as_json=as_json)
-
-
-@app.command(no_args_is_help=True)
-def merge(
-    run: RunPath,
-    out: Annotated[Path, typer.Option(help="File to write, .safetensors.")],
-    weights: Weights = None,
-    force: Force = False,
-) -> None:
-    """Write the network with the adapter merged in; it costs nothing extra at inference."""
-    from convpeft.commands.using import merge_run
-
-    merge_run(run, out, weights=weights, force=force)
 
 
 @app.command(no_args_is_help=True)
@@ -291,95 +220,3 @@ def demo(
     from convpeft.demo import run_demo
 
     run_demo(out, epochs=epochs)
-
-
-def _method_options(context: typer.Context, method: str) -> dict[str, Any]:
-    """Turn what is left on the command line into options of the method: `--rank 8`, `--rank=8`, `--rslora`.
-
-    Options of mixed methods carry the method's name: `--lora.rank 8`, `--bitfit.include norm`.
-    """
-    from convpeft.training.recipe import parse_value
-
-    known = _known_options(method)
-    options: dict[str, Any] = {}
-    rest = list(context.args)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            raise OptionError(f"{word!r} is not understood here. Options are written --name VALUE.")
-        name, equals, text = word.removeprefix("--").partition("=")
-        owner, dot, own_name = name.rpartition(".")
-        key = owner + dot + own_name.replace("-", "_")
-        if not equals:
-            text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        if key.rpartition(".")[2] in ("include", "exclude", "also_train") and (not dot or owner in method.split("+")):
-            options.setdefault(key, []).extend(text.split(","))
-        elif key in ("norm", "rank_policy") or known is None or key in known:
-            options[key] = parse_value(text)
-        else:
-            flags = [option.removeprefix("--") for each in context.command.params for option in each.opts]
-            shared = ["include", "exclude", "also-train", "norm", "rank-policy"]
-            own = [option.replace("_", "-") for option in known]
-            raise OptionError(
-                f"--{name} is no option of train or of method {method!r}. {nearest(name, [*own, *shared, *flags])}"
-            )
-    return options
-
-
-def _known_options(method: str) -> tuple[str, ...] | None:
-    """Options of a method, or of a mix with the methods' names before them; None for a name that is not known here."""
-    options = {entry.name: entry.options for entry in read_catalog()}
-    names = method.split("+")
-    if any(name not in options for name in names):
-        return None
-    if len(names) == 1:
-        return options[method]
-    return tuple(f"{name}.{option}" for name in names for option in options[name])
-
-
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line; errors are one line on standard error, with status 2 for usage and 1 for failure."""
-    given = sys.argv[1:] if arguments is None else arguments
-    debug, words = "--debug" in given, [word for word in given if word != "--debug"]
-    try:
-        status = app(args=words, prog_name="convpeft", standalone_mode=False)
-    except typer.Abort:
-        _interrupted(words)
-    except _UsageError as error:
-        if type(error).__name__ == "NoArgsIsHelpError":
-            typer.echo(error.format_message())
-            sys.exit(2)
-        _fail(f"{error.format_message().rstrip('.')}. See `convpeft --help`.", 2, debug=debug)
-    except OptionError as error:
-        _fail(str(error), 2, debug=debug)
-    except ConvpeftError as error:
-        _fail(str(error), 1, debug=debug)
-    except ModuleNotFoundError as error:
-        _fail(f"needs the package {error.name}; install it with pip install 'convpeft[train]'.", 1, debug=debug)
-    except KeyboardInterrupt:
-        _interrupted(words)
-    except BrokenPipeError:
-        sys.exit(0)
-    except OSError as error:
-        _fail(f"{error.filename or 'file'}: {error.strerror or error}.", 1, debug=debug)
-    except MemoryError:
-        _fail("out of memory. Lower train.batch_size.", 1, debug=debug)
-    except Exception as error:  # a fault of ours or of a library: still one line
-        remedy = "Lower train.batch_size." if "memory" in str(error).lower() else "See where with --debug."
-        _fail(f"{type(error).__name__}: {error}. {remedy}", 1, debug=debug)
-    if status == _INTERRUPTED:  # typer turns Ctrl-C into this status
-        _interrupted(words)
-    sys.exit(status if isinstance(status, int) else 0)
-
-
-def _interrupted(words: list[str]) -> NoReturn:
-    remedy = " Go on with `convpeft train --resume RUN`." if "train" in words else ""
-    _fail(f"interrupted.{remedy}", _INTERRUPTED, debug=False)
-
-
-def _fail(message: str, status: int, *, debug: bool) -> NoReturn:
-    if debug and (error := sys.exception()) is not None:
-        raise error
-    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(message.split()))  # it may quote a file's words
-    typer.echo(f"convpeft: {line}", err=True)
-    sys.exit(status)
