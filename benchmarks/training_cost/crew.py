@@ -27,6 +27,8 @@ def prepare(threads: int) -> None:
     """Set what every worker inherits; PyTorch is imported once, by the process from which they are forked."""
     os.environ |= {
         "OMP_NUM_THREADS": str(threads),
+        "OMP_PROC_BIND": "true",  # else both threads may share a core while another process has the other
+        "OMP_PLACES": "cores",
         "MKL_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
         "KERAS_BACKEND": "torch",

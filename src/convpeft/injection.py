@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
-from convpeft.adapters import Module
+from convpeft.adapters import Adapter, Module
 from convpeft.branching import run_beside
 from convpeft.composing import acting, composed, effective, has_joint_bias
 from convpeft.errors import ModelError
 from convpeft.folding import Fold, expect, fold_of, is_done
 from convpeft.frozen_norm import frozen_batch_norm, steps_behind
-from convpeft.kernels import can_rebuild, find_cheaper, is_traced, run_frozen, run_rebuilt
+from convpeft.kernels import Pull, PullsBack, can_rebuild, find_cheaper, is_traced, run_frozen, run_rebuilt
 from convpeft.sites import kind_of, site_of, walk
 from convpeft.slots import SLOTS, STATISTICS, Slots, State, slots_of
 
@@ -100,11 +100,25 @@ class AdaptedLayer(nn.Module):
             return (weight, bias) if fold is None else (fold.of_weight(weight), fold.of_bias(bias).to(weight.dtype))
 
         if site is not None and can_rebuild(site, parts, x, asked):
-            trained = [each for module in (*parts, self) for each in module.parameters() if each.requires_grad]
-            return "rebuilt", run_rebuilt(site, x, build, list(dict.fromkeys(trained)))
+            every = [each for module in (*parts, self) for each in module.parameters() if each.requires_grad]
+            trained = list(dict.fromkeys(every))
+            return "rebuilt", run_rebuilt(site, x, build, trained, self._convpeft_pull(parts, fold, trained))
         weight, bias = build()
         output = None if site is None else run_frozen(site, x, weight, bias)
         return "weight", self._convpeft_defined(x, weight, bias) if output is None else output
+
+    def _convpeft_pull(self, parts: list[Adapter], fold: Fold | None, trained: list[nn.Parameter]) -> Pull | None:
+        """How the only adapter of this layer finds its gradients itself, if it does and nothing else is trained."""
+        part = parts[0]
+        own = cast(Tensor, self._parameters["weight"])
+        if len(parts) > 1 or not isinstance(part, PullsBack) or [*map(id, trained)] != [*map(id, part.parameters())]:
+            return None
+
+        def pull(grad: Tensor) -> Sequence[Tensor]:
+            wide = torch.promote_types(own.dtype, torch.float32)
+            return part.pull_back(own.to(wide), (grad if fold is None else fold.of_weight(grad)).to(wide))
+
+        return pull
 
     def _convpeft_frozen(self, *args: Any, **kwargs: Any) -> Any:
         """Normalise by running statistics, whatever the training flag says."""

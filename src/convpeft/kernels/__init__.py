@@ -1,6 +1,7 @@
 """How an adapted layer is computed while it is trained: the same function at another cost."""
 
 from convpeft.kernels.computing import KERNELS, LAYOUTS, Computing, KernelPlan
+from convpeft.kernels.rebuilt import Pull, PullsBack
 from convpeft.kernels.running import (
     Product,
     can_rebuild,
@@ -17,6 +18,8 @@ __all__ = [
     "Computing",
     "KernelPlan",
     "Product",
+    "Pull",
+    "PullsBack",
     "can_rebuild",
     "find_cheaper",
     "in_checkpoint",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,6 +51,11 @@ class Convolution:
     dilation: tuple[int, ...]
     groups: int = 1
 
+    def is_pointwise(self, kernel: Sequence[int]) -> bool:
+        """Whether with a kernel of this size each position of the output sees the same one of the input alone."""
+        ones = all(size == 1 for size in (*kernel, *self.stride, self.groups))
+        return ones and not any(self.padding)
+
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """See Operation."""
         none = (0,) * len(self.stride)
@@ -75,9 +80,8 @@ class Convolution:
 
     def pair(self, first: Tensor, second: Tensor) -> Tensor:
         """See Operation."""
-        if first.stride(1) == 1 and second.stride(1) == 1:  # channels last
-            rows = [each.movedim(1, -1).reshape(-1, each.shape[1]) for each in (first, second)]
-            return rows[0].T @ rows[1]
+        if first.stride(1) == 1 and second.stride(1) == 1:
+            return _pair_last(first, second)
         return torch.bmm(first.flatten(2), second.flatten(2).transpose(1, 2)).sum(0)
 
     def total(self, grad: Tensor) -> Tensor:
@@ -89,6 +93,44 @@ class Convolution:
         return torch.ops.aten.convolution_backward(
             grad, x, weight, None, self.stride, self.padding, self.dilation, False, none, self.groups, mask
         )
+
+
+class Pointwise:
+    """A convolution of single positions, as a product of matrices; the channels of images are nearest in memory."""
+
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See Operation."""
+        if torch.is_grad_enabled():
+            return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+        shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+        output = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        rows, matrix = x.movedim(1, -1).flatten(0, -2), weight.flatten(1).T
+        into = output.movedim(1, -1).flatten(0, -2)  # a network may change its output in place, but no view of one
+        if bias is None:
+            torch.mm(rows, matrix, out=into)
+        else:
+            torch.addmm(bias, rows, matrix, out=into)
+        return output
+
+    def input_gradient(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """See Operation."""
+        return (grad.movedim(1, -1) @ weight.flatten(1)).movedim(-1, 1)
+
+    def weight_gradient(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """See Operation."""
+        return _pair_last(grad, x).reshape(weight.shape)
+
+    def mix(self, grad: Tensor, matrix: Tensor) -> Tensor:
+        """See Operation."""
+        return F.linear(grad.movedim(1, -1), matrix).movedim(-1, 1)
+
+    def pair(self, first: Tensor, second: Tensor) -> Tensor:
+        """See Operation."""
+        return _pair_last(first, second)
+
+    def total(self, grad: Tensor) -> Tensor:
+        """See Operation."""
+        return grad.sum([0, *range(2, grad.ndim)])
 
 
 class Linear:
@@ -117,6 +159,16 @@ class Linear:
     def total(self, grad: Tensor) -> Tensor:
         """See Operation."""
         return grad.flatten(0, -2).sum(0) if grad.ndim > 1 else grad
+
+
+def _pair_last(first: Tensor, second: Tensor) -> Tensor:
+    """`Operation.pair` of images whose channels are nearest in memory; the fewer channels go first, for speed."""
+    if first.shape[1] < second.shape[1]:
+        return _pair_last(second, first).T
+    wide, thin = (each.movedim(1, -1).flatten(1, -2) for each in (first, second))  # (batch, positions, channels)
+    if wide.shape[1] >= wide.shape[2]:  # many small products take less time than one long one
+        return torch.bmm(thin.mT, wide).sum(0).T
+    return (thin.flatten(0, 1).T @ wide.flatten(0, 1)).T
 
 
 def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,9 +17,10 @@ from convpeft.convolving import both_sides
 from convpeft.kernels.frozen import frozen
 from convpeft.kernels.hybrid import hybrid
 from convpeft.kernels.lean import lean
-from convpeft.kernels.operations import Convolution, Linear, Operation
-from convpeft.kernels.rebuilt import Build, rebuilt
+from convpeft.kernels.operations import Convolution, Linear, Operation, Pointwise
+from convpeft.kernels.rebuilt import Build, Pull, rebuilt
 from convpeft.kernels.side import side
+from convpeft.kernels.weights import has_channels_last
 from convpeft.low_rank import LowRank
 from convpeft.sites import Site
 
@@ -100,11 +101,11 @@ def can_rebuild(site: Site, parts: Sequence[Adapter], x: Tensor, asked: str) -> 
     return pure and any(part.maps_weight and any(p.requires_grad for p in part.parameters()) for part in parts)
 
 
-def run_rebuilt(site: Site, x: Tensor, build: Build, trained: Sequence[Tensor]) -> Tensor:
+def run_rebuilt(site: Site, x: Tensor, build: Build, trained: Sequence[Tensor], pull: Pull | None) -> Tensor:
     """The output of a layer whose weight is built once more for the backward pass."""
     x, operation = _prepared(site, x)
     with torch.autocast(x.device.type, enabled=False):
-        return rebuilt(x, build, trained, operation)
+        return rebuilt(x, build, trained, operation, pull)
 
 
 def is_traced(x: object) -> bool:
@@ -137,7 +138,10 @@ def _prepared(site: Site, x: Tensor) -> tuple[Tensor, Operation]:
     device = x.device.type
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
-    return _padded(x, site, sides), operation
+    x = _padded(x, site, sides)
+    if isinstance(operation, Convolution) and operation.is_pointwise(site.kernel) and has_channels_last(x):
+        operation = Pointwise()
+    return x, operation
 
 
 def _pays(site: Site, rank: int, x: Tensor, *, keeps_down: bool) -> bool:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from convpeft.methods.lora import Lora
 from convpeft.sites import Site
 
+_CANCELLED = 1e-2  # share of a filter's squared length that is left
+
 
 class Dora(Lora, name="dora"):
     r"""Update the direction of each filter by LoRA and its length by a gain.
@@ -53,8 +55,37 @@ class Dora(Lora, name="dora"):
         """Map (weight, bias) to (gain * |weight| / |V| * V, bias)."""
         direction, _ = super().forward(weight, bias)
         before, after = _lengths(weight), _lengths(direction)
-        ratio = torch.where(after > 0, before / torch.where(after > 0, after, 1), 1)  # (out)
-        return (self.gain * ratio).view(-1, *[1] * (weight.ndim - 1)) * direction, bias
+        stretch = (self.gain * _ratio(before, after)).view(-1, *[1] * (weight.ndim - 1))
+        # without a gradient to come, no second tensor of the weight's size
+        return stretch * direction if torch.is_grad_enabled() else direction.mul_(stretch), bias
+
+    def pull_back(self, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of up, down and gain from that of the new weight.
+
+        With c = gain * ratio, that of V is c * grad - k * V, where k[o] = c[o] * <grad[o], V[o]> / |V[o]|^2. Neither
+        is built: V = weight + up @ down is only multiplied, by the factors and by itself.
+        """
+        up, down = self.scale * self.up, self.down
+        weight, grad = weight.flatten(1), grad.flatten(1)  # (out, n)
+        seen = weight @ down.T
+        of_direction = torch.addmm(seen, up, down @ down.T)  # V @ down.T, (out, rank)
+        of_grad = grad @ down.T
+        before = _lengths(weight)
+        square = before.square() + (up * (seen + of_direction)).sum(1)
+        if bool((square < _CANCELLED * before.square()).any()):  # digits are lost: measure V itself
+            square = _lengths(torch.addmm(weight, up, down)).square()
+        along = torch.bmm(grad.unsqueeze(1), weight.unsqueeze(2)).view(-1) + (up * of_grad).sum(1)  # <grad, V>, (out)
+        ratio = _ratio(before, square.sqrt())
+        stretch = (self.gain * ratio).unsqueeze(1)  # c, (out, 1)
+        turned = stretch * (along / torch.where(square > 0, square, 1)).unsqueeze(1)  # k, (out, 1)
+        of_up = stretch * of_grad - turned * of_direction
+        of_down = (stretch * up).T @ grad - (turned * up).T @ weight - (turned * up).T @ up @ down
+        return self.scale * of_up, of_down, ratio * along
+
+
+def _ratio(before: Tensor, after: Tensor) -> Tensor:
+    """Length of each filter before through that after, one where there is none, (out)."""
+    return torch.where(after > 0, before / torch.where(after > 0, after, 1), 1)
 
 
 def _lengths(weight: Tensor) -> Tensor:
