@@ -34,9 +34,7 @@ def need(*packages: str, extra: str) -> None:
         try:
             import_module(package)
         except ModuleNotFoundError:
-            raise ModelError(
-                f"needs the package {package}; install it with pip install 'convpeft[{extra}]'."
-            ) from None
+            raise ModelError(f"needs the package {package}; install it with pip install 'convpeft[{extra}]'.") from None
 
 
 def make_graph(model: nn.Module, images: Tensor, *, dynamic_size: bool = False, optimize: bool = True) -> ModelProto:

@@ -32,7 +32,9 @@ class OnnxNetwork(nn.Module):
         try:
             (logits,) = self.session.run([OUTPUT], {INPUT: np.ascontiguousarray(images.numpy())})
         except Exception as error:  # onnxruntime has no error of its own
-            raise ModelError(f"{self.name}: cannot be run on these images ({one_line(error, 160)}). {_REMEDY}") from None
+            raise ModelError(
+                f"{self.name}: cannot be run on these images ({one_line(error, 160)}). {_REMEDY}"
+            ) from None
         return torch.from_numpy(np.asarray(logits, dtype=np.float32))
 
 

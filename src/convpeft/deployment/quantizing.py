@@ -83,4 +83,6 @@ def _try_batches(file: Path, batches: Iterable[Tensor]) -> None:
     for size in BATCHES:
         logits = run(images[torch.arange(size) % len(images)])
         if len(logits) != size or not bool(torch.isfinite(logits).all()):
-            raise ModelError(f"the quantised file does not answer {size} images with finite numbers. Leave --quantize out.")
+            raise ModelError(
+                f"the quantised file does not answer {size} images with finite numbers. Leave --quantize out."
+            )
