@@ -39,7 +39,7 @@ class Difference:
 def answers_of(model: nn.Module, images: Tensor, *, batches: tuple[int, ...] = BATCHES) -> list[tuple[Tensor, Tensor]]:
     """Images of each batch and the model's logits for them; images are taken in turn, and again where they are few."""
     start, made = 0, list[tuple[Tensor, Tensor]]()
-    with torch.inference_mode():
+    with torch.no_grad():
         for size in batches:
             batch = images[torch.arange(start, start + size) % len(images)].contiguous()
             made.append((batch, model(batch).float().cpu()))
@@ -58,7 +58,7 @@ def difference(run: Run, expected: list[tuple[Tensor, Tensor]]) -> Difference:
         found = run(images)
         if found.shape != wanted.shape:
             raise ModelError(
-                f"the exported file answers {tuple(found.shape)} for {len(images)} images, PyTorch {tuple(wanted.shape)}. "
+                f"the exported file answers {tuple(found.shape)} where PyTorch answers {tuple(wanted.shape)}. "
                 "The network's shapes depend on the batch; nothing was written."
             )
         gap = float((found.double() - wanted.double()).abs().max())

@@ -34,7 +34,9 @@ def need(*packages: str, extra: str) -> None:
         try:
             import_module(package)
         except ModuleNotFoundError:
-            raise ModelError(f"needs the package {package}; install it with pip install 'convpeft[{extra}]'.") from None
+            raise ModelError(
+                f"needs the package {package.partition('.')[0]}; install it with pip install 'convpeft[{extra}]'."
+            ) from None
 
 
 def make_graph(model: nn.Module, images: Tensor, *, dynamic_size: bool = False, optimize: bool = True) -> ModelProto:

@@ -1,4 +1,4 @@
-"""The adapted network as one ONNX file: adapter merged, norms folded into convolutions, classes and preprocessing inside."""
+"""The adapted network as one ONNX file: merged, norms folded, class names and preprocessing inside."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from convpeft._version import __version__
 from convpeft.deployment.comparing import BATCHES, Difference, answers_of, check
 from convpeft.deployment.graphs import make_graph, note_metadata, runner, write_graph
+from convpeft.errors import ModelError, one_line
 from convpeft.evaluation.inference import Classifier
 from convpeft.injection import state_of
 from convpeft.merging import merged
@@ -67,7 +68,7 @@ def export_onnx(
     adapted = on_processor(classifier.model)
     expected = answers_of(adapted, images)
     if dynamic_size:
-        expected += answers_of(adapted, _resized(images), batches=BATCHES[:1])
+        expected += _at_another_size(adapted, images)
     plain = plain_copy(adapted)
     graph = make_graph(plain, images, dynamic_size=dynamic_size)
     note_metadata(graph, describe(classifier, "merged") | {f"convpeft.{k}": v for k, v in (notes or {}).items()})
@@ -109,6 +110,14 @@ def norms_in(graph: ModelProto) -> int:
     return sum(node.op_type == "BatchNormalization" for node in graph.graph.node)
 
 
-def _resized(images: Tensor) -> Tensor:
+def _at_another_size(model: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What the model answers to an image of other sides, with that image."""
     sides = [int(side * _OTHER_SIZE) for side in images.shape[2:]]
-    return nn.functional.interpolate(images[:1], size=sides, mode="bilinear")
+    resized = nn.functional.interpolate(images[:1], size=sides, mode="bilinear")
+    try:
+        return answers_of(model, resized, batches=BATCHES[:1])
+    except RuntimeError as error:
+        raise ModelError(
+            f"the network itself does not run on images of other sizes ({one_line(error, 120)}). "
+            "Leave --dynamic-size out."
+        ) from None
