@@ -47,7 +47,7 @@ def test_file_that_differs_is_not_left(tmp_path, monkeypatch):
 
 
 def test_odd_names_and_layout_survive(tmp_path):
-    names = tuple(f"Klasse {number} – \U0001f9ff é\u0301 'quo\"te' \u202e" for number in range(300))
+    names = tuple(f"Klasse {number} \u2013 \U0001f9ff é\u0301 'quo\"te' \u202e" for number in range(300))
     made = classifier(classes=names)
     made.model.to(memory_format=torch.channels_last)
     export_onnx(made, tmp_path / "x.onnx", images=IMAGES)
