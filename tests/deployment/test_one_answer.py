@@ -1,4 +1,4 @@
-"""C06: library, command line, merged model and ONNX give one answer. The web page is not built yet, so it is left out."""
+"""C06: library, command line, merged model and ONNX give one answer; a web page is not built yet."""
 
 import dataclasses
 
