@@ -27,6 +27,7 @@ from convpeft.data.folders import load_folder
 from convpeft.data.idx import read_idx
 from convpeft.data.images import find_fault
 from convpeft.data.npz import load_npz
+from convpeft.deployment import load_onnx
 from convpeft.evaluation.inference import load_classifier
 from convpeft.fingerprints import tensor_digest
 from convpeft.models import Preprocessing, load_model
@@ -400,6 +401,13 @@ READERS = {
             "other/predictions.csv",
             _compare_predictions,
             samples.predictions,
+        ),
+        Reader(
+            "onnx",
+            ("convpeft.deployment.onnx_file:_read",),
+            "x.onnx",
+            lambda folder: load_onnx(folder / "x.onnx").classes,
+            samples.onnx_files,
         ),
         Reader("measurements", ("convpeft.autotuning:read_times",), "kernels.json", _read_times, samples.measurements),
         Reader("lock", ("convpeft.training.locking:_read",), LOCK, _take_lock, samples.locks),

@@ -225,3 +225,21 @@ def features() -> dict[str, bytes]:
     facts = {"format": 1, "settings": FEATURE_SETTINGS, "splits": {"train": told}}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return {"facts.json": json.dumps(facts | {"digest": digest}).encode(), "train.f16": rows}
+
+
+@cache
+def onnx_files() -> dict[str, bytes]:
+    """A file as `convpeft export` writes it, of a network that only takes averages."""
+    from onnx import TensorProto, helper
+
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 2, 4, 4])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])
+    axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
+    node = helper.make_node("ReduceMean", ["images", "axes"], ["logits"], keepdims=0)
+    graph = helper.make_graph([node], "network", [images], [logits], [axes])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    preprocessing = {"size": [4, 4], "resize": "squash", "crop": 1.0, "mean": [0.5, 0.5], "std": [0.5, 0.5]}
+    preprocessing |= {"channels": 2, "interpolation": "nearest"}
+    told = {"classes": json.dumps(["cat", "dog"]), "preprocessing": json.dumps(preprocessing)}
+    helper.set_model_props(model, {f"convpeft.{key}": value for key, value in told.items()})
+    return {"model": model.SerializeToString()}

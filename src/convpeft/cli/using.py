@@ -14,7 +14,9 @@ app = typer.Typer()
 
 @app.command(no_args_is_help=True)
 def predict(
-    run: RunPath,
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's directory, an adapter's, or an exported .onnx file.")
+    ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files or folders of them.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 5,
     weights: Weights = None,

@@ -18,7 +18,12 @@ def predict_images(
 
     found = find_images(images)
     with warnings_as_lines() as told:
-        classifier = load_classifier(path, weights=weights, force=force)
+        if path.suffix == ".onnx" and not path.is_dir():
+            from convpeft.deployment.onnx_file import load_onnx
+
+            classifier = load_onnx(path)
+        else:
+            classifier = load_classifier(path, weights=weights, force=force)
     answers = classify(classifier, found, top=top)
     if as_json:
         print_json(
@@ -43,8 +48,8 @@ def predict_images(
 def merge_run(path: Path, out: Path, *, weights: Path | None, force: bool = False) -> None:
     """Write the merged weights as one safetensors file."""
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
+    from convpeft.deployment.weights import write_weights
     from convpeft.evaluation.inference import load_classifier
     from convpeft.merging import merge
     from convpeft.writing import whole_file
@@ -56,18 +61,11 @@ def merge_run(path: Path, out: Path, *, weights: Path | None, force: bool = Fals
     with warnings_as_lines() as warned:
         classifier = load_classifier(path, weights=weights, force=force)
     model = merge(classifier.model)
-    told = {
-        "format": "pt",
-        "classes": json.dumps(classifier.classes, ensure_ascii=False),
-        "preprocessing": json.dumps(classifier.preprocessing.to_dict()),
-    }
-    if force:
-        told["forced"] = json.dumps(warned, ensure_ascii=False)
-    tensors = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
+    notes = {"forced": json.dumps(warned, ensure_ascii=False)} if force else {}
     try:
         with whole_file(out) as work:
-            save_file(tensors, work, metadata=told)
+            number = write_weights(model, work, classifier, notes=notes)
     except (OSError, SafetensorError) as error:
         why = one_line(error)
         raise RunError(f"--out {out}: cannot be written ({why}). Free space or give another name.") from None
-    say(f"{out}: {len(tensors)} tensors, {len(classifier.classes)} classes")
+    say(f"{out}: {number} tensors, {len(classifier.classes)} classes")

@@ -1,0 +1,90 @@
+"""Time base, merged and eight-bit files in onnxruntime, in turn, and write docs/results/deployment/latency.json."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import page
+import torch
+
+import convpeft
+from convpeft.deployment import export_base, export_onnx
+from convpeft.deployment.graphs import INPUT, session_of
+from convpeft.deployment.onnx_merged import describe
+from convpeft.deployment.quantizing import quantize_onnx
+from convpeft.evaluation.inference import Classifier
+from convpeft.models import preprocessing_of
+
+NETWORKS = (
+    "torchvision/resnet18",
+    "torchvision/resnet50",
+    "torchvision/mobilenet_v3_small",
+    "torchvision/efficientnet_b0",
+)
+
+
+def files_of(source: str, folder: Path) -> dict[str, Path]:
+    """The three files of one network with a perturbed adapter."""
+    torch.manual_seed(0)
+    model = convpeft.attach(convpeft.load_model(source, pretrained=False), "lora", rank=8).eval()
+    with torch.no_grad():
+        for each in convpeft.trainable_parameters(model):
+            each.add_(0.01 * torch.randn_like(each))
+    preprocessing = preprocessing_of(model)
+    assert preprocessing is not None
+    images = torch.randn(8, 3, *preprocessing.size)
+    made = {name: folder / f"{name}.onnx" for name in ("base", "merged", "int8")}
+    with torch.no_grad():
+        outputs = model(images).shape[1]
+    classifier = Classifier(model, dataclasses.replace(preprocessing), tuple(map(str, range(outputs))))
+    export_base(model, made["base"], images=images)
+    export_onnx(classifier, made["merged"], images=images)
+    quantize_onnx(made["merged"], made["int8"], images.split(4), metadata=describe(classifier, "int8"))
+    return made
+
+
+def measure(source: str, rounds: int) -> dict[str, Any]:
+    """Milliseconds of one image in each file, taken in turn, and the files' sizes."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = files_of(source, Path(folder))
+        sessions = {name: session_of(file, threads=1) for name, file in made.items()}
+        sizes = {f"{name}_bytes": file.stat().st_size for name, file in made.items()}
+    side = [each if isinstance(each, int) else 1 for each in sessions["merged"].get_inputs()[0].shape]
+    image = {INPUT: np.random.default_rng(0).standard_normal(side, dtype=np.float32)}
+    taken: dict[str, list[float]] = {name: [] for name in sessions}
+    for turn in range(rounds + 3):
+        for name in list(sessions)[:: 1 if turn % 2 else -1]:
+            began = time.perf_counter()
+            sessions[name].run(None, image)
+            if turn >= 3:  # the first ones warm up
+                taken[name].append(1000 * (time.perf_counter() - began))
+    ratio = np.quantile(np.array(taken["merged"]) / np.array(taken["base"]), [0.25, 0.5, 0.75]).tolist()
+    times = {f"{name}_ms": float(np.median(values)) for name, values in taken.items()}
+    return {"network": source.partition("/")[2], **times, "ratio": ratio, **sizes}
+
+
+def main() -> None:
+    """Measure all networks and write the JSON file and the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=200)
+    rounds = parser.parse_args().rounds
+    rows = [measure(source, rounds) for source in NETWORKS]
+    facts = {"rounds": rounds, "machine": platform.processor() or platform.machine(), "networks": rows}
+    page.FOLDER.mkdir(parents=True, exist_ok=True)
+    (page.FOLDER / "latency.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    page.PAGE.write_text(page.page(), encoding="utf-8")
+    slow = [row["network"] for row in rows if row["ratio"][1] > 1.03]
+    sys.exit(f"merged is slower than the base by more than 3 %: {', '.join(slow)}" if slow else 0)
+
+
+if __name__ == "__main__":
+    main()

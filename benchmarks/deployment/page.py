@@ -1,0 +1,55 @@
+"""Write docs/results/deployment.md from the JSON files beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parents[2] / "docs" / "results" / "deployment"
+PAGE = FOLDER.with_suffix(".md")
+
+
+def page() -> str:
+    """The page, with a section for each file that is there."""
+    sections = ["# Deployment", ""]
+    for name, section in (("latency", _latency), ("bytes", _bytes)):
+        file = FOLDER / f"{name}.json"
+        if file.is_file():
+            sections += section(json.loads(file.read_text(encoding="utf-8")))
+    return "\n".join(sections)
+
+
+def _latency(facts: dict[str, Any]) -> list[str]:
+    rows = [
+        f"| {row['network']} | {row['base_ms']:.2f} | {row['merged_ms']:.2f} | {row['int8_ms']:.2f} "
+        f"| {row['ratio'][1]:.3f} ({row['ratio'][0]:.3f} to {row['ratio'][2]:.3f}) "
+        f"| {row['base_bytes']:,} | {row['merged_bytes']:,} | {row['int8_bytes']:,} |"
+        for row in facts["networks"]
+    ]
+    return [
+        "## Latency and size in onnxruntime",
+        "",
+        f"One image, one thread, random weights, LoRA of rank 8 perturbed; {facts['rounds']} rounds in turn on "
+        f"{facts['machine']}. The ratio is merged over base, median and quartiles of the rounds.",
+        "",
+        "| network | base ms | merged ms | int8 ms | ratio | base bytes | merged bytes | int8 bytes |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        *rows,
+        "",
+        "Made by `python benchmarks/deployment/latency.py`.",
+        "",
+    ]
+
+
+def _bytes(facts: dict[str, Any]) -> list[str]:
+    rows = [
+        f"| {row['network']} | {row['full']:,} | {row['adapter']:,} | {row['patch']:,} | {row['ratio']:.4f} |"
+        for row in facts["networks"]
+    ]
+    head = ["| network | full model bytes | adapter bytes | patch bytes | ratio |", "|---|---:|---:|---:|---:|"]
+    return ["## Bytes to bring to a device", "", *head, *rows, ""]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
