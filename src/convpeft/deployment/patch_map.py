@@ -98,7 +98,7 @@ def _compare(model: nn.Module, content: bytes, file: AdapterFile) -> None:
                 found = made.get(f"{path}.{name}".lstrip("."))
                 if found is None or value is None:
                     continue
-                expected = value.cpu().numpy()
+                expected = value.detach().cpu().numpy()
                 if not np.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE * np.abs(expected).max()):
                     raise ModelError(
                         f"layer {path!r}: the map's {name} is not what the adapter makes of it. Update onnxscript, or "
