@@ -55,9 +55,7 @@ def main() -> None:
             sizes = measure(source, Path(folder))
         row = {"network": name, "source": source, **sizes, "ratio": round(sizes["full"] / sizes["patch"], 1)}
         rows.append(row)
-        print(
-            f"{name:<18} full {row['full']:>12,}  adapter {row['adapter']:>10,}  patch {row['patch']:>10,}  {row['ratio']}x"
-        )
+        print(f"{name:<18} full {row['full']:>12,}  adapter {row['adapter']:>10,}  patch {row['patch']:>10,}")
     told = {"method": "lora", "rank": RANK, "classes": CLASSES, "torch": torch.__version__, "rows": rows}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ FORMAT = "convpeft-adapter"
 FORMAT_VERSION = 1
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-MAP = "adapter_map.onnx"  # only where the adapter is to travel to machines without torch
+MAP = "adapter_map.onnx.gz"  # only where the adapter is to travel to machines without torch
 _LARGEST_CONFIG = 64 * 2**20  # bytes; a thousand times what the largest network needs
 
 

@@ -1,6 +1,8 @@
 """A map from a stranger computes what a map computes, in little memory, or is refused."""
 
+import gzip
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -45,7 +47,7 @@ def test_map_is_computed() -> None:
 
 def long_chain(length: int) -> ModelProto:
     names = ["x", *(f"v{number}" for number in range(length - 1)), "y"]
-    return graph(*(helper.make_node("Neg", [a], [b]) for a, b in zip(names, names[1:], strict=False)))
+    return graph(*(helper.make_node("Neg", [a], [b]) for a, b in pairwise(names)))
 
 
 def external() -> ModelProto:
@@ -104,7 +106,6 @@ REFUSED = {
     "a shape that does not fit": (graph(constant("c", np.array([5, 5])), node("Reshape", "x", "c")), "cannot make"),
     "a product that takes for ever": (
         graph(
-            *(helper.make_node("Reshape", ["x", "s"], [f"x{n}"]) for n in range(0)),
             node("Einsum", *["x"] * 9, equation="ab,cd,ef,gh,ij,kl,mn,op,qr->a"),
         ),
         "operation 'Einsum' takes too long",
@@ -137,7 +138,7 @@ def test_hostile_map_takes_little_memory() -> None:
 
 def test_map_of_another_version_or_format_is_refused(monkeypatch) -> None:
     with pytest.raises(AdapterFileError, match="no convpeft-map file"):
-        read_map(graph(node("Neg", "x")).SerializeToString(), "map", adapter="abc")
+        read_map(gzip.compress(graph(node("Neg", "x")).SerializeToString()), "map", adapter="abc")
     content = pack_map(graph(node("Neg", "x")), adapter="abc")
     monkeypatch.setattr(map_file, "FORMAT_VERSION", "0")
     with pytest.raises(AdapterFileError, match="format version '1', this convpeft reads 0; upgrade convpeft"):
@@ -145,14 +146,14 @@ def test_map_of_another_version_or_format_is_refused(monkeypatch) -> None:
 
 
 def test_map_that_is_too_large_is_refused() -> None:
-    with pytest.raises(AdapterFileError, match="bytes are too many"):
-        read_map(bytes(map_file.LARGEST_FILE + 1), "map", adapter="abc")
+    with pytest.raises(AdapterFileError, match="it is cut off, or larger than any map"):
+        read_map(gzip.compress(bytes(2**30)), "map", adapter="abc")
 
 
 def test_every_flipped_byte_of_a_map_is_noticed() -> None:
-    content = pack_map(graph(node("Add", "x", "x")), adapter="abc")
+    content = gzip.decompress(pack_map(graph(node("Add", "x", "x")), adapter="abc"))
     for place in range(len(content)):
         flipped = bytearray(content)
         flipped[place] ^= 0x11
         with pytest.raises(AdapterFileError):
-            read_map(bytes(flipped), "map", adapter="abc")
+            read_map(gzip.compress(bytes(flipped), 1), "map", adapter="abc")

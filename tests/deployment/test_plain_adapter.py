@@ -72,7 +72,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_file_that_is_not_whole_is_refused(case: str) -> None:
     content, message = BAD[case]
-    with pytest.raises(ValueError) as refusal:  # noqa: PT011 - the message is compared below
+    with pytest.raises(ValueError) as refusal:
         parse_tensors(content)
     assert message in str(refusal.value)
 
@@ -114,5 +114,5 @@ def test_tensor_that_is_not_finite_is_refused(adapter: Path) -> None:
 
 def test_missing_tensors_are_told(adapter: Path) -> None:
     (adapter / WEIGHTS).unlink()
-    with pytest.raises(AdapterFileError, match="cannot be read .there is no such file"):
+    with pytest.raises(AdapterFileError, match="there is no such file"):
         read_plain_adapter(adapter)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,7 +23,7 @@ Array = NDArray[Any]
 NEW = "new "  # begins the name of what the map makes of a base's tensor
 FORMAT = "convpeft-map"
 FORMAT_VERSION = "1"
-LARGEST_FILE = 8 * 2**20  # bytes; a hundred times what the largest network needs
+LARGEST_FILE = 8 * 2**20  # bytes, unpacked too; a hundred times what the largest network needs
 _MOST_NODES = 200  # of one layer's map
 _MOST_GROWTH = 32  # numbers of all steps of one layer, for each that goes in
 _SMALL = 2**16  # numbers that they may have anyway
@@ -90,7 +92,23 @@ def pack_map(model: ModelProto, *, adapter: str) -> bytes:
     helper.set_model_props(model, {"format": FORMAT, "format_version": FORMAT_VERSION, "adapter": adapter})
     digest = _digest(model)
     model.metadata_props.add(key="digest", value=digest)
-    return model.SerializeToString(deterministic=True)
+    return gzip.compress(model.SerializeToString(deterministic=True), mtime=0)
+
+
+def unpack_map(content: bytes) -> ModelProto:
+    """The graph in a file that `pack_map` has made, unchecked.
+
+    Raises:
+        ValueError: If it is not packed as that does, or larger than any map.
+    """
+    stream = zlib.decompressobj(wbits=31)  # gzip
+    try:
+        plain = stream.decompress(content, LARGEST_FILE)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if not stream.eof or stream.unused_data:
+        raise ValueError("it is cut off, or larger than any map")
+    return ModelProto.FromString(plain)
 
 
 def read_map(content: bytes, where: str, *, adapter: str) -> ModelProto:
@@ -105,9 +123,7 @@ def read_map(content: bytes, where: str, *, adapter: str) -> ModelProto:
         AdapterFileError: If it is damaged, belongs to another adapter, or does what no map does.
     """
     try:
-        if len(content) > LARGEST_FILE:
-            raise ValueError(f"{len(content)} bytes are too many")
-        model = ModelProto.FromString(content)
+        model = unpack_map(content)
         told = {each.key: each.value for each in model.metadata_props}
         if told.get("format") != FORMAT:
             raise ValueError(f"no {FORMAT} file")

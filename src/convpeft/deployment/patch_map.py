@@ -33,7 +33,7 @@ _TOLERANCE = 1e-5  # of a tensor, relative to its largest number: float32 sums i
 
 
 def write_patch_map(path: str | Path, model: nn.Module | None = None) -> Path:
-    """Write `adapter_map.onnx` beside an adapter, so that `convpeft patch` works where there is no torch.
+    """Write `adapter_map.onnx.gz` beside an adapter, so that `convpeft patch` works where there is no torch.
 
     Args:
         path: An adapter or a run.
