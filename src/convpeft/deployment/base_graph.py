@@ -91,14 +91,22 @@ def put_tensors(model: ModelProto, tensors: Mapping[str, Array]) -> None:
             _add_bias(model, name, array)
 
 
-def settle_shapes(model: ModelProto, classes: int) -> None:
-    """Let the graph's output have as many classes as the new head.
+def settle_classes(model: ModelProto, weight: str, *, old: int, new: int) -> None:
+    """Let the graph behind a fresh head, and its output, have as many classes as that.
+
+    Args:
+        model: The network, its new tensors in place.
+        weight: Name of the head's weight.
+        old: Classes that the graph was made with.
+        new: Classes of the head.
 
     Raises:
-        RunError: If the graph computes with the old number of classes elsewhere.
+        RunError: If the graph computes with the old number elsewhere.
     """
     graph = model.graph
     del graph.value_info[:]
+    if old != new:
+        _renumber(graph, weight, old, new)
     outputs = list(graph.output)
     ranks = [len(each.type.tensor_type.shape.dim) for each in outputs]
     for each in outputs:
@@ -109,9 +117,40 @@ def settle_shapes(model: ModelProto, classes: int) -> None:
         raise RunError(f"the base's graph does not fit the new head ({one_line(error)}). {_REMEDY}") from None
     for each, inferred, rank in zip(outputs, known.graph.output, ranks, strict=True):
         dims = inferred.type.tensor_type.shape.dim
-        if len(dims) != rank or not any(dim.dim_value == classes for dim in dims):
-            raise RunError(f"the base's output {each.name!r} does not follow its head's {classes} classes. {_REMEDY}")
+        if len(dims) != rank or not any(dim.dim_value == new for dim in dims):
+            raise RunError(f"the base's output {each.name!r} does not follow its head's {new} classes. {_REMEDY}")
         each.type.CopyFrom(inferred.type)
+
+
+def _renumber(graph: onnx.GraphProto, weight: str, old: int, new: int) -> None:
+    """Change the number of classes where a Reshape behind the head has it written down."""
+    makers = {name: node for node in graph.node for name in node.output}
+    reached = {weight}
+    for node in graph.node:
+        if reached & set(node.input):
+            reached.update(node.output)
+            if node.op_type == "Reshape":
+                for constant in _constants(node.input[1], makers):
+                    _replace(constant, old, new)
+
+
+def _constants(name: str, makers: Mapping[str, NodeProto]) -> Iterator[NodeProto]:
+    """The constants that a shape is put together from."""
+    node = makers.get(name)
+    if node is not None and node.op_type == "Constant":
+        yield node
+    elif node is not None and node.op_type == "Concat":
+        for each in node.input:
+            yield from _constants(each, makers)
+
+
+def _replace(constant: NodeProto, old: int, new: int) -> None:
+    for attribute in constant.attribute:
+        if attribute.name == "value_ints":
+            attribute.ints[:] = [new if each == old else each for each in attribute.ints]
+        elif attribute.name == "value" and attribute.t.data_type == TensorProto.INT64:
+            sizes = numpy_helper.to_array(attribute.t)
+            attribute.t.CopyFrom(numpy_helper.from_array(np.where(sizes == old, np.int64(new), sizes)))
 
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:

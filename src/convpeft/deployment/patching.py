@@ -13,7 +13,7 @@ from onnx import ModelProto
 
 from convpeft._version import __version__
 from convpeft.adapter_description import MAP
-from convpeft.deployment.base_graph import Array, base_arrays, put_tensors, read_base, settle_shapes
+from convpeft.deployment.base_graph import Array, base_arrays, put_tensors, read_base, settle_classes
 from convpeft.deployment.map_file import LARGEST_FILE, NEW, read_map, run_map
 from convpeft.deployment.plain_adapter import PlainAdapter, read_plain_adapter
 from convpeft.errors import AdapterFileError, OptionError, RunError, one_line
@@ -73,8 +73,8 @@ def patch_network(base: str | Path, adapter: str | Path, out: str | Path) -> Pat
     made = run_map(instructions, arrays | file.tensors, where)
     _check_made(made, file, arrays, where)
     put_tensors(model, made)
-    if file.config["num_classes"] is not None:
-        settle_shapes(model, file.config["num_classes"])
+    for name in (each for each in _heads(file) if each in made):
+        settle_classes(model, name, old=arrays[name].shape[0], new=made[name].shape[0])
     _describe(model, file)
     return _write(model, target, len(made), _sent(file, content))
 
@@ -115,7 +115,7 @@ def _check_outputs(model: ModelProto, file: PlainAdapter, base: Mapping[str, Arr
 
 def _check_made(made: Mapping[str, Array], file: PlainAdapter, base: Mapping[str, Array], where: str) -> None:
     """New tensors are finite and as large as the old; only a fresh head has rows of its own."""
-    heads = {part["path"] for part in file.config["parts"] if part["part"] == "head"}
+    heads = {name.rpartition(".")[0] for name in _heads(file)}
     for name, array in made.items():
         old = base.get(name)
         rows = file.config["num_classes"] if name.rpartition(".")[0] in heads else None
@@ -131,6 +131,11 @@ def _check_made(made: Mapping[str, Array], file: PlainAdapter, base: Mapping[str
             raise AdapterFileError(f"{where}: makes {name!r} as {array.shape}, {array.dtype}, expected {expected}.")
         if not np.isfinite(array).all():
             raise AdapterFileError(f"{where}: the new {name!r} is not finite. The adapter was trained to overflow.")
+
+
+def _heads(file: PlainAdapter) -> list[str]:
+    """Names of the weights of fresh heads."""
+    return [f"{part['path']}.weight".lstrip(".") for part in file.config["parts"] if part["part"] == "head"]
 
 
 def _describe(model: ModelProto, file: PlainAdapter) -> None:
