@@ -106,7 +106,7 @@ REFUSED = {
     "a shape that does not fit": (graph(constant("c", np.array([5, 5])), node("Reshape", "x", "c")), "cannot make"),
     "a product that takes for ever": (
         graph(
-            node("Einsum", *["x"] * 9, equation="ab,cd,ef,gh,ij,kl,mn,op,qr->a"),
+            node("Einsum", *["x"] * 11, equation="ab,cd,ef,gh,ij,kl,mn,op,qr,st,uv->a"),
         ),
         "operation 'Einsum' takes too long",
     ),

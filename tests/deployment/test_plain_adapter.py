@@ -77,6 +77,11 @@ def test_file_that_is_not_whole_is_refused(case: str) -> None:
     assert message in str(refusal.value)
 
 
+def tensors_of(adapter: Path) -> dict[str, torch.Tensor]:
+    """Copies, since what is read is the file's own memory, and the file is written anew."""
+    return {key: value.clone() for key, value in read_adapter(adapter).tensors.items()}
+
+
 def write(adapter: Path, tensors: dict[str, torch.Tensor], *, sign: bool) -> None:
     (adapter / WEIGHTS).write_bytes(save(tensors))
     if sign:
@@ -86,7 +91,7 @@ def write(adapter: Path, tensors: dict[str, torch.Tensor], *, sign: bool) -> Non
 
 
 def test_tensor_that_was_changed_is_refused(adapter: Path) -> None:
-    tensors = read_adapter(adapter).tensors
+    tensors = tensors_of(adapter)
     key = next(iter(tensors))
     write(adapter, tensors | {key: tensors[key] + 1}, sign=False)
     with pytest.raises(AdapterFileError, match=f"tensor '{key}' is not the one that was saved"):
@@ -94,7 +99,7 @@ def test_tensor_that_was_changed_is_refused(adapter: Path) -> None:
 
 
 def test_tensor_too_many_or_too_few_is_refused(adapter: Path) -> None:
-    tensors = read_adapter(adapter).tensors
+    tensors = tensors_of(adapter)
     write(adapter, tensors | {"more": torch.ones(1)}, sign=False)
     with pytest.raises(AdapterFileError, match="tensor 'more' is in the file or in its description alone"):
         read_plain_adapter(adapter)
@@ -105,7 +110,7 @@ def test_tensor_too_many_or_too_few_is_refused(adapter: Path) -> None:
 
 
 def test_tensor_that_is_not_finite_is_refused(adapter: Path) -> None:
-    tensors = read_adapter(adapter).tensors
+    tensors = tensors_of(adapter)
     tensors["stem:mlae.up"][0, 0] = float("nan")
     write(adapter, tensors, sign=True)
     with pytest.raises(AdapterFileError, match=r"tensor 'stem:mlae\.up' holds NaN or infinity"):
