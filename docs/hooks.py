@@ -26,7 +26,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     config.nav = [
         {"Home": "index.md"},
         "concepts.md",
+        "speed.md",
         "deployment.md",
+        "patching.md",
         "promises.md",
         {"Methods": _folder("methods", paths)},
         "reference.md",

@@ -15,6 +15,7 @@ ROOT = "convpeft"
 # Lowest first: a part imports from its own layer and from lower ones.
 LAYERS = (
     {"errors", "_version", "_torchvision", "catalog", "writing"},
+    {"adapter_description"},
     {
         "adapters",
         "blocks",
@@ -46,7 +47,7 @@ LAYERS = (
     {"deployment", "evaluation", "reporting", "training"},
     {"console"},
     {"commands", "demo"},
-    {"cli", "web"},
+    {"bare", "cli", "web"},
     {"__init__", "__main__"},
 )
 LEVELS = {part: level for level, layer in enumerate(LAYERS) for part in layer}

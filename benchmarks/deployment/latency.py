@@ -17,9 +17,9 @@ import page
 import torch
 
 import convpeft
-from convpeft.deployment import export_base, export_onnx
 from convpeft.deployment.graphs import INPUT, session_of
-from convpeft.deployment.onnx_merged import describe
+from convpeft.deployment.onnx_base import export_base
+from convpeft.deployment.onnx_merged import describe, export_onnx
 from convpeft.deployment.quantizing import quantize_onnx
 from convpeft.evaluation.inference import Classifier
 from convpeft.models import preprocessing_of

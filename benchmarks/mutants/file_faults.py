@@ -50,7 +50,7 @@ FAULTS = (
     Fault(
         name="digest of the description not compared",
         promises=("C08",),
-        file="adapter_file.py",
+        file="adapter_description.py",
         before='if config["digest"] != description_digest(cast(dict[str, Any], config)):',
         after='if not config["digest"]:',
         tests=("tests/contract/test_damaged.py::test_each_byte_of_the_description_changed_is_refused",),

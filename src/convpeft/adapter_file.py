@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,14 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from convpeft.adapter_description import CONFIG, MAP, WEIGHTS, description_digest, find_adapter, read_description
 from convpeft.errors import AdapterFileError, one_line
 from convpeft.fingerprints import tensor_digest
-from convpeft.writing import standing, whole_directory
+from convpeft.writing import whole_directory
 
-FORMAT = "convpeft-adapter"
-FORMAT_VERSION = 1
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 _TYPES = (
     torch.float32,
     torch.float64,
@@ -33,7 +28,7 @@ _TYPES = (
     torch.uint8,
     torch.bool,
 )
-_LARGEST_CONFIG = 64 * 2**20  # bytes; a thousand times what the largest network needs
+_FILES = (CONFIG, WEIGHTS, MAP)  # all that an adapter's directory may hold
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ def read_adapter(path: str | Path) -> AdapterFile:
         AdapterFileError: If anything is missing, extra, mis-shaped or altered.
     """
     directory = find_adapter(path)
-    config = _read_config(directory / CONFIG)
+    config = read_description(directory / CONFIG)
     try:
         if not (directory / WEIGHTS).is_file():  # a named pipe would be waited for
             raise ValueError("there is no such file")
@@ -92,23 +87,6 @@ def read_adapter(path: str | Path) -> AdapterFile:
     return AdapterFile(directory, config, tensors)
 
 
-def find_adapter(path: str | Path) -> Path:
-    """The adapter's directory, given itself or a run's directory.
-
-    Raises:
-        AdapterFileError: If there is none.
-    """
-    given = Path(path)
-    with suppress(OSError, ValueError):  # a name that the system cannot have
-        for directory in (given, given / "adapter"):
-            found = standing(directory)
-            if (found / CONFIG).is_file():
-                return found
-    raise AdapterFileError(
-        f"{one_line(given)}: holds no adapter, expected a directory with {CONFIG} and {WEIGHTS}, or a run with one."
-    )
-
-
 def write_adapter(target: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
     """Write description and tensors into a directory that appears whole or not at all.
 
@@ -116,7 +94,7 @@ def write_adapter(target: Path, config: Mapping[str, Any], tensors: Mapping[str,
         AdapterFileError: If the directory holds something else or cannot be written.
     """
     try:
-        if target.exists() and (not target.is_dir() or any(f.name not in (CONFIG, WEIGHTS) for f in target.iterdir())):
+        if target.exists() and (not target.is_dir() or any(f.name not in _FILES for f in target.iterdir())):
             raise AdapterFileError(
                 f"{target}: exists and is not an adapter, so it is not replaced. Choose another path."
             )
@@ -129,70 +107,3 @@ def write_adapter(target: Path, config: Mapping[str, Any], tensors: Mapping[str,
             f"{one_line(target)}: cannot be written ({one_line(error)}). Free space or choose another path."
         ) from None
     return target
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """Read the description and check the type of everything that is used."""
-    try:
-        if path.stat().st_size > _LARGEST_CONFIG:
-            raise ValueError(f"{path.stat().st_size} bytes are too many")
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or config.get("format") != FORMAT:
-            raise ValueError(f"no {FORMAT} file")
-        if config.get("format_version") != FORMAT_VERSION:
-            found = config.get("format_version")
-            raise ValueError(f"format version {found!r}, this convpeft reads {FORMAT_VERSION}; upgrade convpeft")
-        _check_types(cast(dict[str, Any], config))
-        if config["digest"] != description_digest(cast(dict[str, Any], config)):
-            raise ValueError("it is not the one that was saved")
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterFileError(
-            f"{path}: is not a readable description ({one_line(error)}). Get the file again."
-        ) from None
-    return cast(dict[str, Any], config)
-
-
-def _check_types(config: dict[str, Any]) -> None:
-    expected: dict[str, type | tuple[type, ...]] = {
-        "method": str,
-        "options": dict,
-        "norm": str,
-        "num_classes": (int, type(None)),
-        "classes": (list, type(None)),
-        "preprocessing": (dict, type(None)),
-        "model": (dict, type(None)),
-        "parts": list,
-        "base": dict,
-        "below": list,
-        "tensors": dict,
-        "versions": dict,
-        "digest": str,
-    }
-    for key, kind in expected.items():
-        if not isinstance(config.get(key, ...), kind):
-            raise ValueError(f"field {key!r} is missing or of the wrong type")
-    strings: list[Any] = [
-        *(config["classes"] or []),
-        config["base"].get("fingerprint"),
-        *config["tensors"].values(),
-    ]
-    if not all(isinstance(each, str) for each in strings) or not isinstance(config["base"].get("tensors"), dict):
-        raise ValueError("field 'classes', 'base' or 'tensors' holds a value of the wrong type")
-    for name in config["classes"] or []:
-        if not name.isprintable():
-            raise ValueError(f"class {name!r} is not printable text")
-    if config["norm"] not in ("frozen", "adapt", "train"):
-        raise ValueError(f"field 'norm' holds {config['norm']!r}, expected frozen, adapt or train")
-    if None not in (config["classes"], config["num_classes"]) and len(config["classes"]) != config["num_classes"]:
-        raise ValueError(f"{len(config['classes'])} class names for {config['num_classes']} classes")
-    for part in config["parts"]:
-        if not isinstance(part, dict) or not isinstance(part.get("path"), str) or not isinstance(part.get("part"), str):
-            raise ValueError("field 'parts' holds an entry without path or part")
-        if part["part"].startswith("head@"):
-            raise ValueError(f"field 'parts' holds a part {part['part']!r}")
-
-
-def description_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 over everything in the description but the digest itself."""
-    rest = {key: value for key, value in config.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -42,11 +42,12 @@ def composed(layer: nn.Module, parts: list[Adapter], tensor: str = "weight") -> 
         return weight, bias
     if torch.is_autocast_enabled(weight.device.type):  # W + delta rounded in half precision loses small updates
         with torch.autocast(weight.device.type, enabled=False):
-            return _compose(parts, weight, bias)
-    return _compose(parts, weight, bias)
+            return compose(parts, weight, bias)
+    return compose(parts, weight, bias)
 
 
-def _compose(parts: list[Adapter], weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def compose(parts: list[Adapter], weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What these adapters make of a weight and a bias, in the weight's own dtype."""
     site, dtype = parts[0].site, weight.dtype
     wide = torch.promote_types(dtype, torch.float32)
     new_weight = to_canonical(weight, site).to(wide)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from convpeft._version import __version__
-from convpeft.adapter_file import FORMAT, FORMAT_VERSION, AdapterFile, read_adapter, write_adapter
+from convpeft.adapter_description import FORMAT, FORMAT_VERSION
+from convpeft.adapter_file import AdapterFile, read_adapter, write_adapter
 from convpeft.adapters import Module, method_class
 from convpeft.attachment import install, known_name, require_state
 from convpeft.blocks import find_blocks

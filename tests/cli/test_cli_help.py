@@ -12,7 +12,19 @@ from convpeft.catalog import read_catalog
 from convpeft.data import list_sources
 from measuring import measured
 
-COMMANDS = ("train", "evaluate", "predict", "merge", "export", "inspect", "check", "methods", "datasets", "demo")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "merge",
+    "export",
+    "inspect",
+    "check",
+    "methods",
+    "datasets",
+    "demo",
+    "patch",
+)
 
 
 def shell(*words: str) -> subprocess.CompletedProcess[str]:

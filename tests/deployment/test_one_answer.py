@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 import convpeft
-from convpeft.deployment import export_onnx, load_onnx
+from convpeft.deployment.onnx_file import load_onnx
+from convpeft.deployment.onnx_merged import export_onnx
 from convpeft.evaluation.inference import classify, load_classifier
 from convpeft.merging import merged
 from deployment_samples import IMAGES

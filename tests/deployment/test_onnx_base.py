@@ -7,8 +7,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from convpeft.deployment import export_base
-from convpeft.deployment.onnx_base import keep_tensors
+from convpeft.deployment.onnx_base import export_base, keep_tensors
 from convpeft.errors import ModelError
 from convpeft.fingerprints import base_tensors, fingerprint
 from deployment_samples import IMAGES, PREPROCESSING, classifier, network

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 
-from convpeft.deployment import load_onnx
+from convpeft.deployment.onnx_file import load_onnx
 from convpeft.deployment.onnx_wire import NotOnnx, has_outside_data
 from convpeft.errors import ConvpeftError, ModelError
 from safety.samples import onnx_files

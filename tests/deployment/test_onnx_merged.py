@@ -4,7 +4,9 @@ import onnx
 import pytest
 import torch
 
-from convpeft.deployment import export_onnx, graphs, load_onnx, onnx_merged
+from convpeft.deployment import graphs, onnx_merged
+from convpeft.deployment.onnx_file import load_onnx
+from convpeft.deployment.onnx_merged import export_onnx
 from convpeft.errors import ModelError
 from convpeft.evaluation.predicting import predict_logits
 from deployment_samples import IMAGES, classifier

@@ -316,6 +316,10 @@ def archive(rng: np.random.Generator, content: bytes) -> bytes:
 MUTATIONS: dict[str, Mutation] = {
     "adapter-tensors": safetensors,
     "adapter-tensors-signed": safetensors,
+    "patch-tensors": safetensors,
+    "patch-tensors-signed": safetensors,
+    "patch-map": gzipped,
+    "patch-map-signed": gzipped,
     "checkpoint-tensors": safetensors,
     "checkpoint-tensors-signed": safetensors,
     "weights-safetensors": safetensors,
@@ -334,6 +338,6 @@ MUTATIONS: dict[str, Mutation] = {
 
 def mutate(reader: str, rng: np.random.Generator, content: bytes) -> bytes:
     """Damage a file of one reader."""
-    if reader in ("adapter-description", "checkpoint-facts"):
+    if reader in ("adapter-description", "checkpoint-facts", "patch-description"):
         return (plain if rng.integers(2) else json_text)(rng, content)
     return MUTATIONS.get(reader, plain)(rng, content)

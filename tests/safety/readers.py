@@ -16,6 +16,7 @@ from safetensors.torch import load
 from torch import nn
 
 import convpeft
+from convpeft.adapter_description import MAP
 from convpeft.adapter_file import CONFIG, WEIGHTS, description_digest, read_adapter
 from convpeft.autotuning import read_times
 from convpeft.commands.evaluating import _compare
@@ -27,7 +28,7 @@ from convpeft.data.folders import load_folder
 from convpeft.data.idx import read_idx
 from convpeft.data.images import find_fault
 from convpeft.data.npz import load_npz
-from convpeft.deployment import load_onnx
+from convpeft.deployment.onnx_file import load_onnx
 from convpeft.evaluation.inference import load_classifier
 from convpeft.fingerprints import tensor_digest
 from convpeft.models import Preprocessing, load_model
@@ -38,7 +39,7 @@ from convpeft.training.features import Unusable, Wanted, read_features
 from convpeft.training.locking import LOCK, lock_run
 from convpeft.training.recipe import make_recipe, parse_value, read_recipe
 from convpeft.training.runs import RECIPE
-from safety import samples
+from safety import patches, samples
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,8 @@ def _prepare_table(folder: Path) -> None:
 
 _FEATURES = tuple(f"convpeft.training.features:{name}" for name in ("_read_facts", "_map_rows", "_digest_of_file"))
 _IDX = ("convpeft.data.idx:read_idx", "convpeft.data.idx:_unpacked")
-_ADAPTER = ("convpeft.adapter_file:read_adapter", "convpeft.adapter_file:_read_config")
+_ADAPTER = ("convpeft.adapter_file:read_adapter", "convpeft.adapter_description:read_description")
+_PLAIN = tuple(f"convpeft.deployment.plain_adapter:{name}" for name in ("read_plain_adapter", "parse_tensors"))
 _CHECKPOINT = ("convpeft.training.checkpoints:read_checkpoint", "convpeft.training.checkpoints:_digest")
 _WEIGHTS = ("convpeft.models.weights:_read_safetensors", "convpeft.models.weights:_read_torch")
 
@@ -305,6 +307,45 @@ def _adapter(
 ) -> Reader:
     prepare = _prepare_adapter(kind, WEIGHTS if file == CONFIG else CONFIG)
     return Reader(name, _ADAPTER, f"adapter/{file}", read, lambda: {file: _saved(kind)[file]}, prepare, sign)
+
+
+@cache
+def _patch_files() -> dict[str, bytes]:
+    """All that `convpeft patch` reads, for the small base."""
+    adapter = _saved("plain")
+    return {
+        "base.onnx": patches.base(network()),
+        **{f"adapter/{name}": content for name, content in adapter.items()},
+        f"adapter/{MAP}": patches.map_of(adapter[CONFIG]),
+    }
+
+
+def _prepare_patch(folder: Path) -> None:
+    for name, content in _patch_files().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def _patch_signed(folder: Path) -> object:
+    """Patch with altered tensors whose digests, and the map's, were made anew."""
+    try:
+        sign_tensors(folder)
+        config = (folder / "adapter" / CONFIG).read_bytes()
+        (folder / "adapter" / MAP).write_bytes(patches.map_of(config))
+    except Exception:
+        for name in (CONFIG, MAP):
+            (folder / "adapter" / name).write_bytes(_patch_files()[f"adapter/{name}"])
+    return patches.patch(folder)
+
+
+def _patch_reader(
+    name: str,
+    file: str,
+    covers: tuple[str, ...],
+    read: Callable[[Path], object] = patches.patch,
+    sign: Callable[[bytes], bytes] = bytes,
+) -> Reader:
+    return Reader(name, covers, file, read, lambda: {file: _patch_files()[file]}, _prepare_patch, sign)
 
 
 def _checkpoint_reader(name: str, file: str, read: Callable[[Path], object]) -> Reader:
@@ -319,6 +360,16 @@ READERS = {
         _adapter("adapter-classifier-signed", "built", CONFIG, _load_classifier, sign_description),
         _adapter("adapter-tensors", "plain", WEIGHTS, _load_adapter),
         _adapter("adapter-tensors-signed", "plain", WEIGHTS, _load_signed_tensors),
+        *(
+            _patch_reader(name, f"adapter/{MAP}", ("convpeft.deployment.patching:_map_of",), sign=sign)
+            for name, sign in (("patch-map", bytes), ("patch-map-signed", patches.sign_map))
+        ),
+        *(
+            _patch_reader(name, f"adapter/{WEIGHTS}", _PLAIN, read)
+            for name, read in (("patch-tensors", patches.patch), ("patch-tensors-signed", _patch_signed))
+        ),
+        _patch_reader("patch-description", f"adapter/{CONFIG}", _ADAPTER[1:]),
+        _patch_reader("patch-base", "base.onnx", ("convpeft.deployment.base_graph:read_base",)),
         _checkpoint_reader("checkpoint-facts", "state.json", _resume),
         _checkpoint_reader("checkpoint-tensors", "state.safetensors", _resume),
         _checkpoint_reader("checkpoint-facts-signed", "state.json", _resume_signed),

@@ -17,6 +17,7 @@ from safety.readers import READERS
 FAMILIES = {
     "mutated adapters": (100_000, 1_000, [name for name in READERS if name.startswith("adapter-")]),
     "mutated checkpoints": (10_000, 300, [name for name in READERS if name.startswith("checkpoint-")]),
+    "mutated patches": (10_000, 360, [name for name in READERS if name.startswith("patch-")]),
     "mutated npz files": (10_000, 300, ["npz"]),
     "mutated idx files": (10_000, 400, ["idx", "idx.gz", "idx.xz", "emnist-zip"]),
     "mutated CIFAR files": (10_000, 300, ["cifar-pickle", "cifar-archive"]),
@@ -27,7 +28,14 @@ FAMILIES = {
     "mutated weights": (10_000, 300, ["weights-safetensors", "weights-torch"]),
 }
 # A digest protects these: what is accepted says the same as before.
-PROTECTED = ("adapter-description", "adapter-tensors", "checkpoint-facts", "checkpoint-tensors")
+PROTECTED = (
+    "adapter-description",
+    "adapter-tensors",
+    "checkpoint-facts",
+    "checkpoint-tensors",
+    "patch-map",
+    "patch-tensors",
+)
 LONGEST_SECONDS = 1.0  # of processor time
 LARGEST_GROWTH = 200 * 2**20  # bytes over all files of a family
 

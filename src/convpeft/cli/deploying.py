@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from convpeft.cli.words import AsJson, Force, RunPath, Weights
+from convpeft.errors import OptionError
 
 app = typer.Typer()
 
@@ -15,8 +16,8 @@ app = typer.Typer()
 @app.command(no_args_is_help=True)
 def export(
     run: RunPath,
-    out: Annotated[Path, typer.Option(help="File to write: .onnx, .pte or .safetensors.")],
-    to: Annotated[str, typer.Option(help="onnx, executorch or torch.")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="File to write: .onnx, .pte or .safetensors.")] = None,
+    to: Annotated[str, typer.Option(help="onnx, executorch, torch, or patch: the map beside the adapter.")] = "onnx",
     base: Annotated[bool, typer.Option("--base", help="The base without the adapter, ready to be patched.")] = False,
     quantize: Annotated[str | None, typer.Option(help="int8: weights and activations in eight bits.")] = None,
     calibration_images: Annotated[
@@ -32,8 +33,15 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a file that runs without convpeft, and check it against PyTorch on real images."""
-    from convpeft.commands.exporting import Wish, export_run
+    from convpeft.commands.exporting import Wish, export_map, export_run
 
+    if to == "patch":
+        if out or base or quantize or dynamic_size or data or weights or force:
+            raise OptionError("--to patch writes the map beside the adapter. Leave the other options out.")
+        export_map(run, as_json=as_json)
+        return
+    if out is None:
+        raise OptionError(f"--out is missing: name the file to write for --to {to}.")
     wish = Wish(
         to=to,
         out=out,

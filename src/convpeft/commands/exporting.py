@@ -40,7 +40,7 @@ class Wish:
     def __post_init__(self) -> None:
         """Refuse what does not go together, before anything is loaded."""
         if self.to not in _SUFFIXES:
-            raise OptionError(f"--to {self.to!r} is no format to export to. {nearest(self.to, _SUFFIXES)}")
+            raise OptionError(f"--to {self.to!r} is no format to export to. {nearest(self.to, (*_SUFFIXES, 'patch'))}")
         if self.out.suffix != _SUFFIXES[self.to]:
             raise OptionError(
                 f"--out {self.out}: expected a name that ends in {_SUFFIXES[self.to]} for --to {self.to}."
@@ -55,6 +55,21 @@ class Wish:
             raise OptionError("--quantize int8 goes with --to onnx or executorch. Leave it out for plain weights.")
         if self.dynamic_size and self.to != "onnx":
             raise OptionError(f"--dynamic-size goes with --to onnx, not {self.to}. Leave it out.")
+
+
+def export_map(path: Path, *, as_json: bool) -> None:
+    """Write the map that `convpeft patch` needs on a device without torch beside an adapter."""
+    from convpeft.deployment.graphs import need
+
+    need("onnx", "onnxscript", extra="onnx")
+    from convpeft.deployment.patch_map import write_patch_map
+
+    written = write_patch_map(path)
+    size = written.stat().st_size
+    if as_json:
+        print_json({"file": str(written), "to": "patch", "run": str(path), "bytes": size})
+    else:
+        say(f"{written}: {size:,} bytes; send it with the adapter, then run convpeft patch on the device")
 
 
 def export_run(path: Path, wish: Wish, *, data: str | None, weights: Path | None, force: bool, as_json: bool) -> None:
@@ -127,8 +142,9 @@ def _prepared(dataset: Dataset, split: str, classifier: Classifier, count: int) 
 def _export(
     classifier: Classifier, wish: Wish, dataset: Dataset, split: str, images: Tensor, notes: dict[str, str]
 ) -> dict[str, Any]:
-    from convpeft.deployment import export_base, export_onnx
     from convpeft.deployment.executorch import export_executorch
+    from convpeft.deployment.onnx_base import export_base
+    from convpeft.deployment.onnx_merged import export_onnx
     from convpeft.deployment.weights import export_weights
 
     if wish.quantize:
@@ -153,10 +169,9 @@ def _export_int8(
     classifier: Classifier, wish: Wish, dataset: Dataset, split: str, images: Tensor, notes: dict[str, str]
 ) -> dict[str, Any]:
     """Quantise on training images, and measure before and after on the test split."""
-    from convpeft.deployment import export_onnx
     from convpeft.deployment.executorch import ProgramNetwork, export_executorch, load_program
     from convpeft.deployment.onnx_file import load_onnx
-    from convpeft.deployment.onnx_merged import describe
+    from convpeft.deployment.onnx_merged import describe, export_onnx
     from convpeft.deployment.quantizing import quantize_onnx
 
     if not len(dataset.train):
