@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from convpeft.adapters import Adapter, Branch, MethodInfo, list_methods, method_info
     from convpeft.attachment import attach, detach, disabled, old_head, set_active
     from convpeft.autotuning import autotune
+    from convpeft.bank import Bank
     from convpeft.checking import CheckReport, check
     from convpeft.costing import LayerCost, StepCost, TrainingCost, training_cost
     from convpeft.counting import Count, after_step, count, param_groups, penalty, plan_training, trainable_parameters
@@ -31,6 +32,7 @@ _WHERE = {
     "adapters": ("Adapter", "Branch", "MethodInfo", "list_methods", "method_info"),
     "attachment": ("attach", "detach", "disabled", "old_head", "set_active"),
     "autotuning": ("autotune",),
+    "bank": ("Bank",),
     "checking": ("CheckReport", "check"),
     "costing": ("LayerCost", "StepCost", "TrainingCost", "training_cost"),
     "counting": ("Count", "after_step", "count", "param_groups", "penalty", "plan_training", "trainable_parameters"),
@@ -49,6 +51,7 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 __all__ = [
     "Adapter",
     "AdapterFileError",
+    "Bank",
     "Branch",
     "CheckReport",
     "ConvpeftError",

@@ -125,14 +125,14 @@ def load(model: Model, path: str | Path, *, name: str | None = None, force: bool
     label = name if name is not None else "default"
     if label in state.names:
         raise OptionError(f"name={label!r} is in use on this model. Give another name=... to convpeft.load.")
-    _check_base(model, file, force=force)
+    check_base(fingerprint(model), file, force=force)
     below = file.config["below"]
     if below and below != _digests(model, state.active) and not force:
         raise AdapterFileError(
             f"{file.path}: was trained on top of {len(below)} other adapters, and this model has "
             f"{len(state.active)} active ones or others. Load and activate the same ones first, or force=True."
         )
-    record, parts = _rebuild_parts(model, file)
+    record, parts = rebuild_parts(model, file)
     install(model, state, label, record, parts)
     return model
 
@@ -166,8 +166,13 @@ def _describe_part(path: str, label: str, part: nn.Module) -> dict[str, Any]:
     return described
 
 
-def _check_base(model: nn.Module, file: AdapterFile, *, force: bool) -> None:
-    found, tensors = fingerprint(model)
+def check_base(base: tuple[str, dict[str, str]], file: AdapterFile, *, force: bool = False) -> None:
+    """Raise unless an adapter was made for the base of this fingerprint; with `force`, warn.
+
+    Raises:
+        AdapterFileError: Naming both fingerprints and where the two differ.
+    """
+    found, tensors = base
     expected = file.config["base"]["fingerprint"]
     if found == expected:
         return
@@ -187,7 +192,12 @@ def _check_base(model: nn.Module, file: AdapterFile, *, force: bool) -> None:
     )
 
 
-def _rebuild_parts(model: nn.Module, file: AdapterFile) -> tuple[Attached, list[Part]]:
+def rebuild_parts(model: nn.Module, file: AdapterFile) -> tuple[Attached, list[Part]]:
+    """What an adapter file holds, as parts for the layers of this model; nothing is attached.
+
+    Raises:
+        AdapterFileError: If the file and the model do not fit, or the file is no adapter's.
+    """
     config = file.config
     try:
         given: dict[str, Any] = dict(config["options"])
