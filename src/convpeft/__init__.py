@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from convpeft.autotuning import autotune
     from convpeft.bank import Bank
     from convpeft.checking import CheckReport, check
+    from convpeft.combining import combine
     from convpeft.costing import LayerCost, StepCost, TrainingCost, training_cost
     from convpeft.counting import Count, after_step, count, param_groups, penalty, plan_training, trainable_parameters
     from convpeft.errors import AdapterFileError, ConvpeftError, DataError, ModelError, OptionError, RunError
@@ -34,6 +35,7 @@ _WHERE = {
     "autotuning": ("autotune",),
     "bank": ("Bank",),
     "checking": ("CheckReport", "check"),
+    "combining": ("combine",),
     "costing": ("LayerCost", "StepCost", "TrainingCost", "training_cost"),
     "counting": ("Count", "after_step", "count", "param_groups", "penalty", "plan_training", "trainable_parameters"),
     "errors": ("AdapterFileError", "ConvpeftError", "DataError", "ModelError", "OptionError", "RunError"),
@@ -71,6 +73,7 @@ __all__ = [
     "attach",
     "autotune",
     "check",
+    "combine",
     "count",
     "detach",
     "disabled",

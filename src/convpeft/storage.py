@@ -74,7 +74,7 @@ def save(
             raise OptionError(f"classes: {each!r} is not printable text. Rename the class.")
     record.classes = names
     parts = [
-        _describe_part(layer_path, label, part)
+        describe_part(layer_path, label, part)
         for layer_path, layer in adapted_layers(model)
         for label, part in slots_of(layer).parts(name)
     ]
@@ -156,7 +156,8 @@ def _digests(model: nn.Module, names: Sequence[str]) -> list[str]:
     return found
 
 
-def _describe_part(path: str, label: str, part: nn.Module) -> dict[str, Any]:
+def describe_part(path: str, label: str, part: nn.Module) -> dict[str, Any]:
+    """What the description says of one part: where it sits, and the options that are its own."""
     described: dict[str, Any] = {"path": path, "part": label}
     if isinstance(part, Module):
         site = part.site
