@@ -30,6 +30,7 @@ LAYERS = (
         "injection",
         "kernels",
         "low_rank",
+        "mixing",
         "norms",
         "routing",
         "selection",

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast, overload
 
-import torch
 from torch import Tensor, nn
 
 from convpeft.adapter_file import AdapterFile, read_adapter
@@ -18,14 +17,12 @@ from convpeft.adapters import Module
 from convpeft.attachment import require_state
 from convpeft.errors import AdapterFileError, ModelError, OptionError, nearest
 from convpeft.fingerprints import base_tensors, fingerprint
-from convpeft.heads import FreshHead
 from convpeft.injection import adapted_layers, state_of
-from convpeft.routing import Parts, Route, Rows, follow, route_layers
+from convpeft.mixing import find_odd_layers, run_all, run_each
+from convpeft.routing import Parts, route_layers
 from convpeft.sites import all_sites
 from convpeft.slots import NormStatistics, slots_of
 from convpeft.storage import check_base, rebuild_parts
-
-_ALONE = 1e-3  # of the largest output: what images may differ by when they run together, far above rounding
 
 
 @dataclass
@@ -77,7 +74,7 @@ class Bank:
         self._parts: OrderedDict[str, Parts] = OrderedDict()  # in memory, least recently used first
         self._lock = threading.Lock()  # held for a moment: the two above change together
         self._reading = threading.Lock()  # held while a file is read
-        self._refused: frozenset[str] | None = None  # layers that do not take a row an image; None: not looked yet
+        self._odd: frozenset[str] | None = None  # layers that do not take a row an image; None: nobody has looked
 
     def add(self, name: str, source: str | Path | nn.Module) -> None:
         """Make an adapter known under a name, and keep it in memory while there is room.
@@ -167,31 +164,15 @@ class Bank:
                 or reads weights past a layer's forward.
         """
         if names is None or isinstance(names, str):
-            route = Route((Rows(self._fetch(names), 0, len(images)),))
-            with torch.no_grad(), follow(self._current, route):
-                return self._routed(images)
+            return run_all(self._routed, self._current, images, self._fetch(names))
         if len(names) != len(images):
             raise OptionError(f"names: expected one for each of {len(images)} images, got {len(names)}.")
         held = {name: self._fetch(name) for name in dict.fromkeys(names)}
-        if not held:
-            return []
-        refused = self._look(images) if len(held) > 1 else frozenset[str]()
+        if len(held) > 1 and self._odd is None:
+            self._odd = find_odd_layers(self._routed, self._current, images)
         place = {name: number for number, name in enumerate(held)}
-        order = sorted(range(len(names)), key=lambda row: place[names[row]])
-        ends = [sum(place[name] <= number for name in names) for number in range(len(held))]
-        groups = tuple(
-            Rows(parts, first, end) for parts, first, end in zip(held.values(), [0, *ends], ends, strict=False)
-        )
-        given = images if order == list(range(len(order))) else images[order]
-        with torch.no_grad(), follow(self._current, Route(groups, refused=refused)):
-            output = self._routed(given)
-        widths = _widths(list(held.values()))
-        _check_output(output, len(images), widths)
-        rows: list[Tensor] = [output] * len(names)
-        for row, number in enumerate(order):
-            width = widths[place[names[number]]]
-            rows[number] = output[row] if width is None else output[row, :width]
-        return rows
+        which = [place[name] for name in names]
+        return run_each(self._routed, self._current, images, list(held.values()), which, odd=self._odd or frozenset())
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         """Refuse copies and pickles: they would hold the backbone a second time.
@@ -284,26 +265,6 @@ class Bank:
         ]
         return _Known(None, None, record.classes, record.num_classes), _resting(parts)
 
-    def _look(self, images: Tensor) -> frozenset[str]:
-        """Find out once, on two images and the base, whether images run independently and layer by layer in rows."""
-        if self._refused is None:
-            odd: set[str] = set()
-            base: Parts = {}
-            with torch.no_grad():
-                with follow(self._current, Route((Rows(base, 0, 2),), odd=odd)):
-                    together = self._routed(images[:2])
-                with follow(self._current, Route((Rows(base, 0, 1),))):
-                    alone = [self._routed(images[row : row + 1]) for row in (0, 1)]
-            _check_output(together, 2, [None])
-            apart = torch.cat(alone)
-            if not torch.allclose(together, apart, rtol=0, atol=_ALONE * float(apart.abs().max())):
-                raise ModelError(
-                    "this network mixes the images of a batch: two images run together give other outputs than one by "
-                    "one. Run each adapter's images in a call of their own."
-                )
-            self._refused = frozenset(odd)
-        return self._refused
-
 
 def _share(model: nn.Module) -> nn.Module:
     """The modules of a model once more, in evaluation mode, around the same tensors."""
@@ -322,28 +283,3 @@ def _resting(parts: Sequence[tuple[str, Module | NormStatistics]]) -> Parts:
     for path, part in parts:
         found[path] = (*found.get(path, ()), part.eval().requires_grad_(False))
     return found
-
-
-def _widths(adapters: Sequence[Parts]) -> list[int | None]:
-    """Classes of each adapter's outputs, the base's own where it has no head; None where all have as many."""
-    heads = [
-        next((part for parts in adapter.values() for part in parts if isinstance(part, FreshHead)), None)
-        for adapter in adapters
-    ]
-    own = next((head.site.out_channels for head in heads if head is not None), 0)
-    counts = [own if head is None else head.weight.shape[0] for head in heads]
-    return [None] * len(counts) if len(set(counts)) == 1 else list(counts)
-
-
-def _check_output(output: object, images: int, widths: Sequence[int | None]) -> None:
-    """Raise unless a model returned one tensor with a row an image, and columns for the largest head."""
-    classes = [width for width in widths if width is not None]
-    fits = isinstance(output, Tensor) and output.ndim > 0 and len(output) == images
-    if fits and classes:
-        fits = output.ndim > 1 and output.shape[1] == max(classes)
-    if not fits:
-        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ModelError(
-            f"this network returns {found} for {images} images{f' and {max(classes)} classes' if classes else ''}, "
-            "which cannot be told apart image by image. Run each adapter's images in a call of their own."
-        )

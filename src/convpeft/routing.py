@@ -52,8 +52,8 @@ class Route:
 
     groups: tuple[Rows, ...]
     running: dict[int, Mapping[str, Tensor | None]] = field(default_factory=dict[int, Mapping[str, Tensor | None]])
-    odd: set[str] | None = None  # paths of layers whose input has another number of rows; None: nobody asks
-    refused: frozenset[str] = frozenset()  # the same, as it was found before
+    odd: frozenset[str] = frozenset()  # paths of layers whose rows are known to be no images
+    seen: set[str] | None = None  # paths of those that are found to be; None: nobody asks
 
     @property
     def size(self) -> int:
@@ -112,14 +112,14 @@ class RoutedLayer(nn.Module):
         run = self._convpeft_base.forward
         if route is None:
             return run(self, *args, **kwargs)
-        if route.odd is not None and not (args and _has_rows(args[0], route.size)):
-            route.odd.add(path)
+        if route.seen is not None and not (args and _has_rows(args[0], route.size)):
+            route.seen.add(path)
         if not any(path in group.adapter for group in route.groups):
             return run(self, *args, **kwargs)
         if len(route.groups) == 1:
             return self._convpeft_alone(route.groups[0].adapter[path], route, args, kwargs)
         others = any(isinstance(each, Tensor) for each in (*args[1:], *kwargs.values()))
-        if path in route.refused or not args or not _has_rows(args[0], route.size) or others:
+        if path in route.odd or not args or not _has_rows(args[0], route.size) or others:
             raise ModelError(
                 f"layer {path!r} does not take one row an image, so images of different adapters cannot be told apart "
                 "there. Run each adapter's images in a call of their own."

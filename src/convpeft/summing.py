@@ -100,7 +100,7 @@ def sum_parts(loaded: Sequence[Loaded], coefficients: Sequence[float], base: nn.
 def _places(loaded: Sequence[Loaded], coefficients: Sequence[float]) -> dict[Key, Place]:
     """What each adapter has at each tensor that any of them changes."""
     found: dict[Key, Place] = {}
-    for number, (each, share) in enumerate(zip(loaded, coefficients, strict=True)):
+    for number, each in enumerate(loaded):
         for path, _, part in each.parts:
             part.eval()
             if not isinstance(part, Adapter) or part.runs_beside:
