@@ -355,9 +355,9 @@ def test_hundred_adapters_take_the_memory_of_their_numbers(tmp_path):
 def test_wrong_base_is_refused(tmp_path):
     path = saved(tmp_path, "lora")
     bank = convpeft.Bank(network(seed=1))
-    with pytest.raises(convpeft.AdapterFileError, match="made for the base [0-9a-f]{16}, this model is [0-9a-f]{16}"):
+    with pytest.raises(convpeft.AdapterFileError, match=r"made for the base [0-9a-f]{16}, this model is [0-9a-f]{16}"):
         bank.add("a", path)
-    with pytest.raises(convpeft.ModelError, match="the adapted model's base is [0-9a-f]{16}, the bank's is"):
+    with pytest.raises(convpeft.ModelError, match=r"the adapted model's base is [0-9a-f]{16}, the bank's is"):
         bank.add("a", adapted("lora"))
     assert bank.names == ()
 
@@ -425,7 +425,7 @@ def test_wrong_names_are_refused(bank, names, message):
 def test_name_in_use_and_wrong_arguments_are_refused(bank, files):
     with pytest.raises(convpeft.OptionError, match="name='lora' is in use in this bank"):
         bank.add("lora", files["lora"])
-    with pytest.raises(convpeft.OptionError, match="name=None is not a string. None stands for the base"):
+    with pytest.raises(convpeft.OptionError, match=r"name=None is not a string. None stands for the base"):
         bank.add(None, files["lora"])
     with pytest.raises(convpeft.OptionError, match="no adapter is called 'x' in this bank"):
         bank.remove("x")

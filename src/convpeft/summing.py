@@ -78,7 +78,7 @@ def sum_parts(loaded: Sequence[Loaded], coefficients: Sequence[float], base: nn.
     """The parts of the sum, in the order of the adapters' own.
 
     Raises:
-        ModelError: If a part is no map of weights, or a sum has a bias that no adapter can hold.
+        ModelError: If a part is no map of weights.
     """
     parts: list[Part] = []
     for (path, _), place in _places(loaded, coefficients).items():
@@ -176,11 +176,6 @@ def _whole(path: str, place: Place, base: nn.Module) -> list[Part]:
     full = method_class("full")(site)
     if bias is not None or offset is None:
         return [(path, label, _filled(full, weight=total, **({} if offset is None else {"bias": offset})))]
-    if site.kind == "norm":
-        raise ModelError(
-            f"layer {path!r} is a norm without a bias, and the sum gives it one, which no adapter file can hold. "
-            "Merge the adapters instead."
-        )
     created = method_class("bitfit")(site, create=True)  # pyright: ignore[reportCallIssue]
     return [(path, label, _filled(full, weight=total)), (path, "bitfit", _filled(created, offset=offset))]
 
