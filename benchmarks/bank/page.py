@@ -29,8 +29,8 @@ def _blocks(content: dict[str, Any]) -> Iterator[str]:
         f"{content['rank']} on every convolution and a head each; the adapters take turns. Images a second are the "
         f"median of {content['rounds']} rounds, the ways in turn, on {content['threads']} thread"
         f"{'' if content['threads'] == 1 else 's'} of a CPU ({content['machine']}), PyTorch {content['torch']}; in "
-        "brackets the slowest and the fastest round. Memory is that of all weights held at once; a copy made for a call "
-        "is counted once. All ways give the same outputs within 1e-5."
+        "brackets the slowest and the fastest round. Memory is that of all weights held at once; a copy made for a "
+        "call is counted once. All ways give the same outputs within 1e-5."
     )
     for net in dict.fromkeys(row["net"] for row in content["rows"]):
         rows = [row for row in content["rows"] if row["net"] == net]
