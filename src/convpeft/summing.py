@@ -64,7 +64,7 @@ def parts_alone(file: AdapterFile) -> Loaded | None:
                 return None
             used |= {f"{path}:{label}.{key}" for key in state}
             parts.append((path, label, part))
-    except (ConvpeftError, KeyError, TypeError, ValueError, OverflowError, RuntimeError):
+    except (ConvpeftError, LookupError, ArithmeticError, TypeError, ValueError, RuntimeError):
         return None  # with the base the same is read again, and says what is wrong
     return Loaded(file, parts) if used == set(file.tensors) else None
 
