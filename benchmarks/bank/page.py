@@ -22,6 +22,10 @@ def write_page(content: dict[str, Any], path: Path) -> None:
 
 def _blocks(content: dict[str, Any]) -> Iterator[str]:
     yield "# Many adapters on one backbone"
+    if not content["rows"]:
+        yield "Not measured yet. The command below takes some ten minutes of a quiet machine and writes this page."
+        yield "```bash\npython benchmarks/bank/run.py\n```"
+        return
     if content["trial"]:
         yield "This was a trial whether everything runs. The numbers mean nothing."
     yield (
