@@ -29,6 +29,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "speed.md",
         "deployment.md",
         "patching.md",
+        "bank.md",
         "promises.md",
         {"Methods": _folder("methods", paths)},
         "reference.md",

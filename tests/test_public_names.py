@@ -44,6 +44,7 @@ USES = {
     "attach": "convpeft.attach(network(), 'lora')",
     "autotune": "convpeft.autotune(adapted(), torch.ones(2, 3, 3, 3))",
     "check": "convpeft.check(network(), example=torch.ones(2, 3, 3, 3))",
+    "combine": "convpeft.combine([saved()], out=folder + '/sum')",
     "count": "convpeft.count(adapted())",
     "detach": "convpeft.detach(adapted())",
     "disabled": "use(convpeft.disabled(adapted()))",

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from convpeft.adapters import Adapter, Branch, MethodInfo, list_methods, method_info
     from convpeft.attachment import attach, detach, disabled, old_head, set_active
     from convpeft.autotuning import autotune
+    from convpeft.bank import Bank
     from convpeft.checking import CheckReport, check
+    from convpeft.combining import combine
     from convpeft.costing import LayerCost, StepCost, TrainingCost, training_cost
     from convpeft.counting import Count, after_step, count, param_groups, penalty, plan_training, trainable_parameters
     from convpeft.errors import AdapterFileError, ConvpeftError, DataError, ModelError, OptionError, RunError
@@ -31,7 +33,9 @@ _WHERE = {
     "adapters": ("Adapter", "Branch", "MethodInfo", "list_methods", "method_info"),
     "attachment": ("attach", "detach", "disabled", "old_head", "set_active"),
     "autotuning": ("autotune",),
+    "bank": ("Bank",),
     "checking": ("CheckReport", "check"),
+    "combining": ("combine",),
     "costing": ("LayerCost", "StepCost", "TrainingCost", "training_cost"),
     "counting": ("Count", "after_step", "count", "param_groups", "penalty", "plan_training", "trainable_parameters"),
     "errors": ("AdapterFileError", "ConvpeftError", "DataError", "ModelError", "OptionError", "RunError"),
@@ -49,6 +53,7 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 __all__ = [
     "Adapter",
     "AdapterFileError",
+    "Bank",
     "Branch",
     "CheckReport",
     "ConvpeftError",
@@ -68,6 +73,7 @@ __all__ = [
     "attach",
     "autotune",
     "check",
+    "combine",
     "count",
     "detach",
     "disabled",

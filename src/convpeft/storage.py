@@ -75,7 +75,7 @@ def save(
             raise OptionError(f"classes: {each!r} is not printable text. Rename the class.")
     record.classes = names
     parts = [
-        _describe_part(layer_path, label, part)
+        describe_part(layer_path, label, part)
         for layer_path, layer in adapted_layers(model)
         for label, part in slots_of(layer).parts(name)
     ]
@@ -126,14 +126,14 @@ def load(model: Model, path: str | Path, *, name: str | None = None, force: bool
     label = name if name is not None else "default"
     if label in state.names:
         raise OptionError(f"name={label!r} is in use on this model. Give another name=... to convpeft.load.")
-    _check_base(model, file, force=force)
+    check_base(fingerprint(model), file, force=force)
     below = file.config["below"]
     if below and below != _digests(model, state.active) and not force:
         raise AdapterFileError(
             f"{file.path}: was trained on top of {len(below)} other adapters, and this model has "
             f"{len(state.active)} active ones or others. Load and activate the same ones first, or force=True."
         )
-    record, parts = _rebuild_parts(model, file)
+    record, parts = rebuild_parts(model, file)
     install(model, state, label, record, parts)
     return model
 
@@ -157,7 +157,8 @@ def _digests(model: nn.Module, names: Sequence[str]) -> list[str]:
     return found
 
 
-def _describe_part(path: str, label: str, part: nn.Module) -> dict[str, Any]:
+def describe_part(path: str, label: str, part: nn.Module) -> dict[str, Any]:
+    """What the description says of one part: where it sits, and the options that are its own."""
     described: dict[str, Any] = {"path": path, "part": label}
     if isinstance(part, Module):
         site = part.site
@@ -167,8 +168,13 @@ def _describe_part(path: str, label: str, part: nn.Module) -> dict[str, Any]:
     return described
 
 
-def _check_base(model: nn.Module, file: AdapterFile, *, force: bool) -> None:
-    found, tensors = fingerprint(model)
+def check_base(base: tuple[str, dict[str, str]], file: AdapterFile, *, force: bool = False) -> None:
+    """Raise unless an adapter was made for the base of this fingerprint; with `force`, warn.
+
+    Raises:
+        AdapterFileError: Naming both fingerprints and where the two differ.
+    """
+    found, tensors = base
     expected = file.config["base"]["fingerprint"]
     if found == expected:
         return
@@ -188,7 +194,12 @@ def _check_base(model: nn.Module, file: AdapterFile, *, force: bool) -> None:
     )
 
 
-def _rebuild_parts(model: nn.Module, file: AdapterFile) -> tuple[Attached, list[Part]]:
+def rebuild_parts(model: nn.Module, file: AdapterFile) -> tuple[Attached, list[Part]]:
+    """What an adapter file holds, as parts for the layers of this model; nothing is attached.
+
+    Raises:
+        AdapterFileError: If the file and the model do not fit, or the file is no adapter's.
+    """
     config = file.config
     try:
         given: dict[str, Any] = dict(config["options"])

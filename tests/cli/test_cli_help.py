@@ -24,6 +24,7 @@ COMMANDS = (
     "datasets",
     "demo",
     "patch",
+    "combine",
 )
 
 
@@ -76,7 +77,9 @@ def test_help_of_train_names_the_options_of_every_method(call):
             assert f"--{option.name.replace('_', '-')}" in text
 
 
-@pytest.mark.parametrize("words", [(), ("train",), ("evaluate",), ("predict",), ("merge",), ("inspect",), ("check",)])
+@pytest.mark.parametrize(
+    "words", [(), ("train",), ("evaluate",), ("predict",), ("merge",), ("combine",), ("inspect",), ("check",)]
+)
 def test_no_arguments_show_the_help_with_the_status_of_wrong_usage(call, words):
     outcome = call(*words)
     assert outcome.status == 2
