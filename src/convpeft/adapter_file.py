@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from convpeft.errors import AdapterFileError, one_line
 from convpeft.fingerprints import tensor_digest
+from convpeft.hub_address import HubAddress, fetch_files, is_hub_address, read_address
 from convpeft.writing import standing, whole_directory
 
 FORMAT = "convpeft-adapter"
@@ -93,11 +95,13 @@ def read_adapter(path: str | Path) -> AdapterFile:
 
 
 def find_adapter(path: str | Path) -> Path:
-    """The adapter's directory, given itself or a run's directory.
+    """The adapter's directory, given itself, a run's directory or an address of the hub.
 
     Raises:
         AdapterFileError: If there is none.
     """
+    if is_hub_address(path):
+        return fetch_adapter(path)[0]
     given = Path(path)
     with suppress(OSError, ValueError):  # a name that the system cannot have
         for directory in (given, given / "adapter"):
@@ -107,6 +111,19 @@ def find_adapter(path: str | Path) -> Path:
     raise AdapterFileError(
         f"{one_line(given)}: holds no adapter, expected a directory with {CONFIG} and {WEIGHTS}, or a run with one."
     )
+
+
+def fetch_adapter(address: str | Path) -> tuple[Path, HubAddress]:
+    """The local folder of an adapter on the hub, and its address with the commit; says so where none was given.
+
+    Raises:
+        AdapterFileError: If the address is none, or the files cannot be fetched.
+    """
+    asked = read_address(address)
+    folder, pinned = fetch_files(asked, (CONFIG, WEIGHTS))
+    if pinned != asked:
+        warnings.warn(f"{asked} is now {pinned}. Give that address to get the same adapter again.", stacklevel=3)
+    return folder, pinned
 
 
 def write_adapter(target: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:

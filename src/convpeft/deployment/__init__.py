@@ -1,0 +1,1 @@
+"""Deployment: bring an adapter to where it is used."""
