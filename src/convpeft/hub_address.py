@@ -10,6 +10,7 @@ from pathlib import Path
 from convpeft.errors import AdapterFileError, one_line
 
 FORM = "hf://USER/NAME or hf://USER/NAME@REVISION"
+_SCHEME = re.compile("hf:/{1,2}")
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}"
 _REPOSITORY = re.compile(f"{_NAME}/{_NAME}")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}")
@@ -46,12 +47,10 @@ def read_address(path: str | Path) -> HubAddress:
     >>> read_address("hf://user/name@v1.0")
     HubAddress(repository='user/name', revision='v1.0')
     """
-    text = one_line(path)
-    repository, at, revision = text.removeprefix("hf:").lstrip("/").partition("@")
-    slashes = len(text) - len(text.removeprefix("hf:").lstrip("/")) - len("hf:")
-    wrong = slashes > 2 or not is_repository(repository) or (at and not _is_revision(revision))
-    if wrong:
-        raise AdapterFileError(f"{text}: is no address of the hub. Write {FORM}.")
+    written = _SCHEME.sub("", str(path), count=1)
+    repository, at, revision = written.partition("@")
+    if not is_repository(repository) or (at and not _is_revision(revision)):
+        raise AdapterFileError(f"{one_line(path)}: is no address of the hub. Write {FORM}.")
     return HubAddress(repository, revision or None)
 
 

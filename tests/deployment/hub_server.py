@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub on this machine: what its client asks for when it makes, fills and reads a repository."""
+"""A stand-in for the Hugging Face Hub: what its client asks for when it makes, fills and reads a repository."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 
 class Hub:
@@ -35,6 +39,14 @@ class Hub:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def believed(self, patch: pytest.MonkeyPatch, cache: Path) -> None:
+        """Have the client in this process take this for the real hub, with an empty cache."""
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, self.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "ENDPOINT", self.url)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setenv("no_proxy", "127.0.0.1")
 
     def commit(self, repository: str, files: dict[str, bytes], branch: str = "main") -> str:
         """Add files to a branch and return the commit."""
@@ -86,7 +98,9 @@ class _Handler(BaseHTTPRequestHandler):
             )
         repository, _, branch = path.removeprefix("/api/models/").partition("/commit/")
         lines = [json.loads(line) for line in content.splitlines()]
-        files = {l["value"]["path"]: base64.b64decode(l["value"]["content"]) for l in lines if l["key"] == "file"}
+        files = {
+            line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"
+        }
         commit = hub.commit(repository, files, unquote(branch))
         return self._json(
             {"success": True, "commitOid": commit, "commitUrl": f"{hub.url}/{repository}/commit/{commit}"}

@@ -75,15 +75,15 @@ def _results(facts: CardFacts) -> Iterator[str]:
         return
     yield f"On the {figures.n:,} images of the test split. In brackets: 95 % intervals.\n"
     if facts.duplicates:
-        yield f"**{facts.duplicates:,} images occur in more than one split, pixel for pixel.** The figures may be too good.\n"
+        yield f"**{facts.duplicates:,} images occur in two splits, pixel for pixel:** the figures may be too good.\n"
     yield "| measure | result |\n|---|---:|"
     for label, (value, interval) in figures.summary().items():
         yield f"| {label} | {format_interval(value, interval)} |"
     yield f"\n![Confusion matrix: true classes in rows, predicted ones in columns]({CONFUSION})\n"
     yield from _by_class(figures)
     yield (
-        "The intervals (Wilson's, and for means over classes the sum of those) tell of the chance in the choice of test "
-        "images, not of that in training, nor of images from elsewhere.\n"
+        "The intervals (Wilson's; for means over classes, from the posterior of the confusion matrix) tell of the "
+        "chance in the choice of test images, not of that in training, nor of images from elsewhere.\n"
     )
 
 
