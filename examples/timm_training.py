@@ -1,7 +1,6 @@
 """Adapt a network of timm with the parts of timm's own train.py: loader, loss, optimiser, schedule, saver."""
 
 import copy
-from pathlib import Path
 
 import numpy as np
 import timm
@@ -32,19 +31,14 @@ class Bars(torch.utils.data.Dataset):
 utils.random_seed(0)
 base = timm.create_model("resnet10t", pretrained=False)  # yours: pretrained=True, and no norm="train"
 model = convpeft.attach(copy.deepcopy(base), "lora", rank=4, num_classes=4, norm="train")
-data = timm.data.resolve_model_data_config(base)
 here = {"use_prefetcher": False, "num_workers": 0, "persistent_workers": False, "device": torch.device("cpu")}
-here |= {"input_size": (3, 64, 64), "mean": data["mean"], "std": data["std"], "batch_size": 32, "crop_pct": 1.0}
-train = timm.data.create_loader(Bars(256, 0), is_training=True, no_aug=True, **here)
-test = timm.data.create_loader(Bars(128, 1), **here)
-
+here |= {"input_size": (3, 64, 64), "batch_size": 32, "crop_pct": 1.0}
+train = timm.data.create_loader(Bars(192, 0), is_training=True, no_aug=True, **here)
+test = timm.data.create_loader(Bars(96, 1), **here)
 optimizer = optim.create_optimizer_v2(convpeft.param_groups(model), opt="adamw", lr=3e-3)
 schedule, epochs = scheduler.create_scheduler_v2(optimizer, sched="cosine", num_epochs=4)
-Path("timm-checkpoints").mkdir(exist_ok=True)
-smoothed, saver = (
-    loss.LabelSmoothingCrossEntropy(0.1),
-    utils.CheckpointSaver(model, optimizer, checkpoint_dir="timm-checkpoints"),
-)
+smoothed = loss.LabelSmoothingCrossEntropy(0.1)
+saver = utils.CheckpointSaver(model, optimizer, checkpoint_dir=".")
 for epoch in range(epochs):
     model.train()
     for pictures, labels in train:
@@ -57,8 +51,7 @@ for epoch in range(epochs):
     best, _ = saver.save_checkpoint(epoch, metric=float(np.mean(right)))
     print(f"epoch {epoch + 1}: test accuracy {np.mean(right):.1%}")
 assert best > 0.9
-
-timm.models.load_checkpoint(model, "timm-checkpoints/model_best.pth.tar")  # base and adapter of the best epoch
+timm.models.load_checkpoint(model, "model_best.pth.tar")  # base and adapter of the best epoch
 convpeft.save(model, "timm-adapter")  # the adapter alone
 again = convpeft.load(copy.deepcopy(base), "timm-adapter").eval()
 with torch.no_grad():

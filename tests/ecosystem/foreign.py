@@ -143,9 +143,7 @@ SMP = "segmentation_models_pytorch"
 FOREIGN = {
     "timm/resnet10t": Foreign(_timm("resnet10t"), "fc", package="timm"),
     "timm/features of resnet26": Foreign(_timm_features, None, package="timm"),
-    "torchvision/mobilenet_v3_small": Foreign(
-        _torchvision("mobilenet_v3_small"), "classifier.3", package="torchvision"
-    ),
+    "torchvision/shufflenet_v2_x0_5": Foreign(_torchvision("shufflenet_v2_x0_5"), "fc", package="torchvision"),
     "transformers/ResNetForImageClassification": Foreign(
         _resnet_classifier, "classifier.1", "pixel_values", "transformers"
     ),

@@ -98,13 +98,13 @@ def _by_class(figures: TestFigures) -> Iterator[str]:
 
 
 def _use(facts: CardFacts, address: HubAddress) -> Iterator[str]:
-    source = facts.file.config["model"]
-    weights = None if source is None else source.get("weights")
+    source: dict[str, Any] = facts.file.config["model"] or {}
+    built, weights = str(source.get("source", "")), source.get("weights")
     yield "## Use\n"
     yield "```bash\npip install 'convpeft[train]'\n```\n"
-    if source is None or is_import_path(str(source["source"])):
-        built = "from your own code" if source is None else f"with `{_code(source['source'])}`"
-        yield f"The base is built {built}; the adapter is refused on any other.\n"
+    if not built or is_import_path(built):
+        how = f"with `{_code(built)}`" if built else "by code of your own"
+        yield f"The base is built {how}; the adapter is refused on any other.\n"
         yield f'```python\nimport convpeft\n\nmodel = convpeft.load(base, "{address}").eval()\n```\n'
         return
     name = None if weights is None else PurePath(str(weights)).name
@@ -134,7 +134,7 @@ def _limits(facts: CardFacts) -> Iterator[str]:
 def _making(facts: CardFacts) -> Iterator[str]:
     config, recipe = facts.file.config, facts.recipe
     rows: list[tuple[str, str]] = [("base", f"`{_code(_base_name(facts))}`")]
-    rows.append(("base fingerprint", f"`{config['base']['fingerprint']}`"))
+    rows.append(("base fingerprint", f"`{_code(config['base']['fingerprint'])}`"))
     rows.append(("method", f"{_plain(config['method'])}, norm policy {config['norm']}"))
     if facts.trainable is not None:
         trained, base = facts.trainable
