@@ -30,6 +30,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "deployment.md",
         "patching.md",
         "bank.md",
+        "ecosystem.md",
         "promises.md",
         {"Methods": _folder("methods", paths)},
         "reference.md",

@@ -14,7 +14,7 @@ ROOT = "convpeft"
 
 # Lowest first: a part imports from its own layer and from lower ones.
 LAYERS = (
-    {"errors", "_version", "_torchvision", "catalog", "writing"},
+    {"errors", "_version", "_torchvision", "catalog", "hub_address", "writing"},
     {"adapter_description"},
     {
         "adapters",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 from convpeft.errors import AdapterFileError, one_line
+from convpeft.hub_address import HubAddress, fetch_files, is_hub_address, read_address
 from convpeft.writing import standing
 
 FORMAT = "convpeft-adapter"
@@ -21,11 +23,13 @@ _LARGEST_CONFIG = 64 * 2**20  # bytes; a thousand times what the largest network
 
 
 def find_adapter(path: str | Path) -> Path:
-    """The adapter's directory, given itself or a run's directory.
+    """The adapter's directory, given itself, a run's directory or an address of the hub.
 
     Raises:
         AdapterFileError: If there is none.
     """
+    if is_hub_address(path):
+        return fetch_adapter(path)[0]
     given = Path(path)
     with suppress(OSError, ValueError):  # a name that the system cannot have
         for directory in (given, given / "adapter"):
@@ -35,6 +39,19 @@ def find_adapter(path: str | Path) -> Path:
     raise AdapterFileError(
         f"{one_line(given)}: holds no adapter, expected a directory with {CONFIG} and {WEIGHTS}, or a run with one."
     )
+
+
+def fetch_adapter(address: str | Path) -> tuple[Path, HubAddress]:
+    """The local folder of an adapter on the hub, and its address with the commit; says so where none was given.
+
+    Raises:
+        AdapterFileError: If the address is none, or the files cannot be fetched.
+    """
+    asked = read_address(address)
+    folder, pinned = fetch_files(asked, (CONFIG, WEIGHTS))
+    if pinned != asked:
+        warnings.warn(f"{asked} is now {pinned}. Give that address to get the same adapter again.", stacklevel=3)
+    return folder, pinned
 
 
 def read_description(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from convpeft.adapters import Module, NormPolicy
 from convpeft.blocks import find_blocks
 from convpeft.errors import ModelError, OptionError, nearest
 from convpeft.forwards import leave_alone, surround
+from convpeft.heads import warn_of_other_count
 from convpeft.injection import adapted_layers, is_torch_convolution, refuse_clash, restore, state_of, swap
 from convpeft.norms import choose_policy, norms_with_statistics, verify_norms
 from convpeft.planning import Part, RankPolicy, options_of, plan_parts, read_requests, start_part
@@ -98,6 +99,8 @@ def attach(
     record = Attached(method, settled, policy, None, num_classes, requests[0].method.learning_rate)
     record.skipped = tuple(site.path for site in skipped)
     install(model, state, name, record, parts)
+    if num_classes is not None:
+        warn_of_other_count(model, num_classes)
     return model
 
 

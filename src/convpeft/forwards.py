@@ -24,11 +24,13 @@ class Surroundings:
     def __init__(self, state: State) -> None:
         self._state = state
 
-    def enter(self, model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def enter(
+        self, model: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Look at the model once, tell its layers that it runs, and turn the images."""
         if torch.compiler.is_compiling():
             return None
-        images = _images(args)
+        place, images = _images(args, named)
         active = model.training and torch.is_grad_enabled() and (images is None or not is_traced(images))
         computing = self._state.computing
         if active and not computing.looked:
@@ -38,7 +40,10 @@ class Surroundings:
         if images is None or not active:
             return None
         computing.used = "channels_last" if turned else "contiguous"
-        return (images.contiguous(memory_format=torch.channels_last), *args[1:]) if turned else None
+        if not turned:
+            return None
+        images = images.contiguous(memory_format=torch.channels_last)
+        return ((images, *args[1:]), named) if place is None else (args, named | {place: images})
 
     def leave(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Undo that; an output that is images comes out as it would have."""
@@ -53,7 +58,7 @@ def surround(model: nn.Module, state: State) -> None:
     state.computing.look_again()
     if not any(is_ours(hook) for hook in model._forward_pre_hooks.values()):
         surroundings = Surroundings(state)
-        model.register_forward_pre_hook(surroundings.enter)
+        model.register_forward_pre_hook(surroundings.enter, with_kwargs=True)
         model.register_forward_hook(surroundings.leave, always_call=True)
 
 
@@ -63,6 +68,7 @@ def leave_alone(model: nn.Module) -> None:
         for key in [key for key, hook in hooks.items() if is_ours(hook)]:
             del hooks[key]
             model._forward_hooks_always_called.pop(key, None)
+            model._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def is_ours(hook: Any) -> bool:
@@ -70,10 +76,11 @@ def is_ours(hook: Any) -> bool:
     return isinstance(getattr(hook, "__self__", None), Surroundings)
 
 
-def _images(args: tuple[Any, ...]) -> Tensor | None:
-    """What a model is called with, if it is images."""
-    first = args[0] if args else None
-    return first if isinstance(first, Tensor) and first.ndim == 4 and first.is_floating_point() else None
+def _images(args: tuple[Any, ...], named: dict[str, Any]) -> tuple[str | None, Tensor | None]:
+    """What a model is called with first, if it is images, and the name that it is given by."""
+    place, first = (None, args[0]) if args else next(iter(named.items()), (None, None))
+    is_images = isinstance(first, Tensor) and first.ndim == 4 and first.is_floating_point()
+    return place, first if is_images else None
 
 
 def _look(model: nn.Module, computing: Computing) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,3 +36,15 @@ class FreshHead(Adapter):
     def forward(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Ignore the old classifier."""
         return self.weight, self.bias
+
+
+def warn_of_other_count(model: nn.Module, num_classes: int) -> None:
+    """Say so where a model of transformers will still count the classes of its old head in its own loss."""
+    config: Any = getattr(model, "config", None)
+    told: Any = getattr(config, "num_labels", num_classes)
+    if isinstance(told, int) and told != num_classes:
+        warnings.warn(
+            f"the new head has {num_classes} classes, and model.config.num_labels is {told}: the model's own loss "
+            f"(labels=...) fails or is wrong. Set model.config.num_labels = {num_classes} before attaching.",
+            stacklevel=3,
+        )

@@ -156,12 +156,14 @@ def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def find_head(model: nn.Module, head: str = "auto") -> str | None:
     """Path of the classifier: the last Linear or 1x1 convolution, or what the model itself says.
 
+    A 1x1 convolution that another layer follows, as in a backbone's last block or in an encoder, is no classifier.
+
     Args:
         model: Any classifier.
         head: `auto`, or the path of the layer.
 
     Returns:
-        The path, or None when `auto` finds no Linear and no 1x1 convolution.
+        The path, or None when `auto` finds none.
 
     Raises:
         OptionError: If `head` names no Linear and no 1x1 convolution of the model.
@@ -180,7 +182,13 @@ def find_head(model: nn.Module, head: str = "auto") -> str | None:
         for path, module in layers.items():
             if module is said:
                 return path
-    return next(reversed(layers), None)
+    path, last = next(reversed(layers.items()), (None, None))
+    if (
+        isinstance(last, _ConvNd)
+        and [module for _, module in walk(model) if kind_of(module) != "parameter"][-1] is not last
+    ):
+        return None
+    return path
 
 
 def site_of(layer: nn.Module, path: str) -> Site:

@@ -110,7 +110,7 @@ def load(model: Model, path: str | Path, *, name: str | None = None, force: bool
 
     Args:
         model: The base.
-        path: The adapter's directory, or a run's directory that holds one.
+        path: The adapter's directory, a run's directory that holds one, or `hf://user/name@revision` on the hub.
         name: What to call it. Default: `default`.
         force: Load onto a base with another fingerprint all the same, with a warning.
 

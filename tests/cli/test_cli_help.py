@@ -25,6 +25,7 @@ COMMANDS = (
     "demo",
     "patch",
     "combine",
+    "push",
 )
 
 
@@ -78,7 +79,17 @@ def test_help_of_train_names_the_options_of_every_method(call):
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("train",), ("evaluate",), ("predict",), ("merge",), ("combine",), ("inspect",), ("check",)]
+    COMMANDS=(
+        "words",
+        "train",
+        "evaluate",
+        "predict",
+        "merge",
+        "combine",
+        "inspect",
+        "check",
+        "push",
+    )
 )
 def test_no_arguments_show_the_help_with_the_status_of_wrong_usage(call, words):
     outcome = call(*words)

@@ -28,9 +28,12 @@ from convpeft.data.folders import load_folder
 from convpeft.data.idx import read_idx
 from convpeft.data.images import find_fault
 from convpeft.data.npz import load_npz
+from convpeft.deployment.card_facts import read_facts
+from convpeft.deployment.model_card import model_card
 from convpeft.deployment.onnx_file import load_onnx
 from convpeft.evaluation.inference import load_classifier
 from convpeft.fingerprints import tensor_digest
+from convpeft.hub_address import HubAddress
 from convpeft.models import Preprocessing, load_model
 from convpeft.models.weights import read_weights
 from convpeft.planning import read_requests
@@ -257,6 +260,15 @@ def _compare_predictions(folder: Path) -> object:
     return _compare(Path("run"), folder / "other", truth, np.ones(6, dtype=bool))
 
 
+def _write_card(folder: Path) -> object:
+    return model_card(read_facts(folder), HubAddress("me/net"))
+
+
+def _prepare_card(folder: Path) -> None:
+    _prepare_adapter("plain", CONFIG, WEIGHTS)(folder)
+    (folder / "metrics.json").write_bytes(samples.metrics()["cats"])
+
+
 def _read_times(folder: Path) -> object:
     """Read measurements as the autotuner does, which leaves out what it cannot use."""
     try:
@@ -459,6 +471,23 @@ READERS = {
             "x.onnx",
             lambda folder: load_onnx(folder / "x.onnx").classes,
             samples.onnx_files,
+        ),
+        Reader(
+            "card-figures",
+            ("convpeft.deployment.card_facts:read_facts",),
+            "metrics.json",
+            _write_card,
+            samples.metrics,
+            _prepare_card,
+        ),
+        Reader(
+            "card-description-signed",
+            _ADAPTER,
+            f"adapter/{CONFIG}",
+            _write_card,
+            lambda: {CONFIG: _saved("plain")[CONFIG]},
+            _prepare_card,
+            sign_description,
         ),
         Reader("measurements", ("convpeft.autotuning:read_times",), "kernels.json", _read_times, samples.measurements),
         Reader("lock", ("convpeft.training.locking:_read",), LOCK, _take_lock, samples.locks),

@@ -188,6 +188,19 @@ def predictions() -> dict[str, bytes]:
     return {"six": "\r\n".join(["image,label,predicted,probability", *rows, ""]).encode()}
 
 
+def metrics() -> dict[str, bytes]:
+    """What a run of cats and dogs writes of itself, the parts that a card has use for."""
+    facts = {
+        "command": ["convpeft", "train"],
+        "notes": ["a note"],
+        "parameters": {"trainable": 10, "base": 100},
+        "images": {"train": 8, "test": 6},
+        "duplicates_across_splits": 1,
+        "test": {"classes": ["cat", "dog"], "confusion": [[2, 1], [0, 3]]},
+    }
+    return {"cats": json.dumps(facts).encode()}
+
+
 def locks() -> dict[str, bytes]:
     """Locks of a dead process and of one on another machine."""
     return {

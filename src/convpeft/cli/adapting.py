@@ -7,7 +7,17 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from convpeft.cli.words import AsJson, Force, RunPath, Weights, method_help, method_options
+from convpeft.cli.words import (
+    RUN_HELP,
+    AsJson,
+    Force,
+    RunPath,
+    Weights,
+    local_run,
+    method_help,
+    method_options,
+    pinned_run,
+)
 from convpeft.errors import OptionError
 
 app = typer.Typer()
@@ -46,7 +56,9 @@ def train(
         bool, typer.Option("--checkpointing", help="Keep the inputs of blocks only: less memory, more time.")
     ] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Run the steps through torch.compile.")] = False,
-    warm_start: Annotated[Path | None, typer.Option("--from", help="Adapter to go on from.")] = None,
+    warm_start: Annotated[
+        str | None, typer.Option("--from", parser=pinned_run, metavar="RUN", help="Adapter to go on from.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Show the sites and parameter counts and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help="With --from: even onto another base than its own.")] = False,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run that was cut off.")] = None,
@@ -137,7 +149,7 @@ def evaluate(
 
 @app.command(no_args_is_help=True)
 def inspect(
-    path: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run's directory, an adapter's, or a model.")],
+    path: Annotated[str, typer.Argument(metavar="RUN|MODEL", help=f"{RUN_HELP[:-1]}, or a model.")],
     cost: Annotated[
         bool, typer.Option("--cost", help="Show what training costs, layer by layer, beside full fine-tuning.")
     ] = False,
@@ -159,7 +171,7 @@ def inspect(
         raise OptionError("--method, --batch, --size and --weights belong to --cost. Add it, or leave them out.")
     from convpeft.commands.listing import inspect_adapter
 
-    inspect_adapter(Path(path), as_json=as_json)
+    inspect_adapter(local_run(path), as_json=as_json)
 
 
 @app.command(no_args_is_help=True)
@@ -167,7 +179,8 @@ def check(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Network, as in train --model.")] = None,
     weights: Weights = None,
     adapter: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Check this adapter; without MODEL on the base it names.")
+        Path | None,
+        typer.Option(parser=local_run, metavar="RUN", help="Check this adapter; without MODEL on the base it names."),
     ] = None,
     method: Annotated[str | None, typer.Option(help="Method to check; default: lora.")] = None,
     random_weights: Annotated[bool, typer.Option(help="Fetch no weights: check the architecture alone.")] = False,

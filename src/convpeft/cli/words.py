@@ -9,8 +9,30 @@ import typer
 
 from convpeft.catalog import read_catalog
 from convpeft.errors import OptionError, nearest
+from convpeft.hub_address import is_hub_address
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or an adapter's.")]
+
+def local_run(text: str) -> Path:
+    """The folder of a run or an adapter; what is on the hub is fetched, and its commit told."""
+    return _fetched(text)[0] if is_hub_address(text) else Path(text)
+
+
+def pinned_run(text: str) -> str:
+    """The same as it stands in a recipe: a path, or the address on the hub with its commit."""
+    return _fetched(text)[1] if is_hub_address(text) else str(Path(text))
+
+
+def _fetched(text: str) -> tuple[Path, str]:
+    from convpeft.adapter_description import fetch_adapter
+    from convpeft.console import warnings_as_lines
+
+    with warnings_as_lines():
+        folder, pinned = fetch_adapter(text)
+    return folder, str(pinned)
+
+
+RUN_HELP = "A run's directory, an adapter's, or hf://user/name@revision."
+RunPath = Annotated[Path, typer.Argument(parser=local_run, metavar="RUN", help=RUN_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Load the adapter even onto another base than its own.")]
 Weights = Annotated[Path | None, typer.Option(help="The base's weights, a .safetensors or .pth file.")]

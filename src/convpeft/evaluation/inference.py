@@ -57,7 +57,7 @@ def load_classifier(path: str | Path, *, weights: str | Path | None = None, forc
         if file.config[field] is None:
             raise AdapterFileError(f"{file.path}: tells no {field}. Save with convpeft.save(..., {field}=...).")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = from_adapter(path, weights=weights, force=force).eval().to(device)
+    model = from_adapter(file.path, weights=weights, force=force).eval().to(device)
     told = Preprocessing.from_dict(file.config["preprocessing"], where=str(file.path))
     return Classifier(model, told, tuple(file.config["classes"]))
 

@@ -18,7 +18,7 @@ def from_adapter(path: str | Path, *, weights: str | Path | None = None, force: 
     """Build the base that an adapter file records and load the adapter on it.
 
     Args:
-        path: An adapter or a run.
+        path: An adapter, a run, or an adapter on the hub as `hf://user/name@revision`.
         weights: The base's weights file, where it is not at the recorded place.
         force: Load onto a base with another fingerprint all the same, with a warning.
 
@@ -38,4 +38,4 @@ def from_adapter(path: str | Path, *, weights: str | Path | None = None, force: 
     if file.config["preprocessing"] is not None:
         told = Preprocessing.from_dict(file.config["preprocessing"], where=f"{file.path}: preprocessing")
         model.__dict__["_convpeft_preprocessing"] = told
-    return load(model, path, force=force)
+    return load(model, file.path, force=force)
