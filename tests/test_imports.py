@@ -44,6 +44,7 @@ LAYERS = (
     {"autotuning", "checking", "costing", "counting", "merging", "speed", "storage"},
     {"data", "models"},
     {"deployment", "evaluation", "reporting", "training"},
+    {"comparing"},
     {"console"},
     {"commands", "demo"},
     {"cli", "web"},

@@ -72,7 +72,7 @@ def drive(grid: Grid, out: Path, *, workers: int, again: bool, viewer: Viewer) -
     out.mkdir(parents=True, exist_ok=True)
     path = out / RESULTS
     retried = {key for key, row in read_results(path).items() if again and row["status"] == "failed"}
-    before = {key: row for key, row in read_results(path).items()}
+    before = read_results(path)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOAD))
     crew = _Crew()
@@ -89,7 +89,7 @@ def drive(grid: Grid, out: Path, *, workers: int, again: bool, viewer: Viewer) -
                     raise KeyboardInterrupt
                 if not waiting and not crew.running:
                     return {key: row for key, row in rows.items() if key in keys_of(grid)}
-                ready = [job for job in waiting if crew.is_free(job) and _is_ready(job, rows)]
+                ready = [job for job in waiting if crew.is_free(job) and job.tuned is not None]
                 for job in ready[: max(0, workers - len(crew.running))] if not stop.came else []:
                     threads = 1 if workers > 1 else None
                     process = context.Process(
@@ -145,10 +145,6 @@ def _chosen(study: Study, rows: Mapping[str, dict[str, Any]]) -> dict[str, Any] 
         return None
     best = best_trial(study, rows)
     return {} if best is None else best["tuned"]
-
-
-def _is_ready(job: Job, rows: Mapping[str, dict[str, Any]]) -> bool:
-    return job.study is not None or job.tuned is not None
 
 
 def _reap(crew: _Crew, out: Path, stop: _Stop) -> None:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 JOURNAL = "tuning.log"
-_PATIENCE = 30  # seconds after which the lock of a killed writer is taken over
 
 
 def check_optuna() -> None:
@@ -64,11 +63,10 @@ def keep_trial(out: Path, study: Study, row: Mapping[str, Any]) -> None:
 def _open(out: Path, study: Study) -> optuna.Study:
     import optuna
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+    from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(logging.WARNING)
-    path = str(out / JOURNAL)
-    backend = JournalFileBackend(path, lock_obj=JournalFileSymlinkLock(path, grace_period=_PATIENCE))
+    backend = JournalFileBackend(str(out / JOURNAL))
     return optuna.create_study(
         storage=JournalStorage(backend), study_name=study.key, direction="maximize", load_if_exists=True
     )

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,8 @@ def failed_row(job: Job, error: str) -> dict[str, Any]:
 def _row(job: Job, out: Path, threads: int | None) -> dict[str, Any]:
     import torch
 
+    if job.cell is not None and job.cell.study is not None and not job.tuned:
+        return failed_row(job, f"all {job.cell.study.trials} trials of its tuning failed.")
     if threads is not None:
         torch.set_num_threads(threads)
     try:
@@ -176,7 +178,7 @@ def _run(job: Job, out: Path) -> dict[str, Any]:
         "val_accuracy": result.fit.best.val_accuracy,
         "val_loss": result.fit.best.val_loss,
         "best_epoch": result.fit.best.epoch,
-        "lr": recipe.train.lr or prepared_rate(history),
+        "lr": recipe.train.lr or max((row["lr"] for row in history), default=None),
         "trainable": result.count.trainable,
         "base_parameters": result.count.base,
         "adapter_bytes": result.adapter_bytes,
@@ -194,11 +196,6 @@ def _run(job: Job, out: Path) -> dict[str, Any]:
             "peak_memory_bytes": result.peak_memory,
         },
     }
-
-
-def prepared_rate(history: list[dict[str, Any]]) -> float | None:
-    """The largest rate of a training that took its method's own; None where the schedule hides it."""
-    return max((row["lr"] for row in history), default=None)
 
 
 def _goes_on(folder: Path, recipe: Recipe) -> bool:
@@ -252,8 +249,3 @@ def _end_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def with_tuned(job: Job, tuned: Mapping[str, Any]) -> Job:
-    """The job of a run, once its tuned values are known."""
-    return replace(job, tuned=dict(tuned))
