@@ -144,9 +144,9 @@ def load_data(
         OptionError: If the spec or an option is not one; the nearest spec is named.
         DataError: If the data cannot be found, read or split.
     """
-    for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not 0 < fraction < 1:
-            raise OptionError(f"{name}={fraction}: expected a share between 0 and 1, such as 0.1.")
+    for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+        if not 0 < share < 1:
+            raise OptionError(f"{name}={share}: expected a share between 0 and 1, such as 0.1.")
     if seed < 0:
         raise OptionError(f"seed={seed}: expected 0 or more.")
     if limit is not None and limit < 1:
