@@ -112,7 +112,10 @@ def test_an_arm_may_have_a_range_of_its_own():
         ({"tune": {"trials": 2, "train.lr": {"low": 2, "high": 1}}}, "expected low < high, and low > 0"),
         ({"tune": {"trials": 2, "train.lrr": {"low": 1, "high": 2}}}, "train.lrr is not a key. Did you mean 'lr'?"),
         ({"tune": TUNE, "arm": [LORA | {"tune": {"train": {"momentum": [0.1]}}}]}, "is not tuned for all arms"),
-        ({"grid": {"seeds": list(range(1000)), "train": {"epochs": list(range(1, 102))}}}, "makes more than 100,000 runs"),
+        (
+            {"grid": {"seeds": list(range(1000)), "train": {"epochs": list(range(1, 102))}}},
+            "makes more than 100,000 runs",
+        ),
     ],
 )
 def test_wrong_grid_is_one_line_that_names_the_nearest(tables, message):

@@ -146,7 +146,9 @@ def dry_run_grid(grid: Grid, out: Path, *, workers: int, as_json: bool) -> None:
     if grid.tuning is not None:
         for key, each in grid.tuning.ranges.items():
             say(f"tuned on validation: {key}, {each.told()}, {grid.tuning.trials} trials an arm and setting")
-    say(f"{len(grid.cells)} runs and {trials} trials; {len(left)} are left, {epochs:,} epochs; baseline {grid.baseline}")
+    say(
+        f"{len(grid.cells)} runs and {trials} trials; {len(left)} are left, {epochs:,} epochs; baseline {grid.baseline}"
+    )
     say(
         "time: no run has ended yet to estimate it from"
         if estimate is None

@@ -252,7 +252,7 @@ def _check_different(cells: Sequence[Cell], where: str) -> None:
 def _name_of(arm: Any, where: str) -> str:
     name = cast(dict[str, Any], arm).get("name") if isinstance(arm, dict) else None
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise OptionError(f"{where}: an [[arm]] has no name. Write name = \"lora\" below it.")
+        raise OptionError(f'{where}: an [[arm]] has no name. Write name = "lora" below it.')
     return name
 
 

@@ -192,9 +192,7 @@ def _page(
     )
 
 
-def _markdown(
-    grid: Grid, lines: Sequence[Line], pictures: Mapping[str, tuple[str, bytes]], made: Provenance
-) -> str:
+def _markdown(grid: Grid, lines: Sequence[Line], pictures: Mapping[str, tuple[str, bytes]], made: Provenance) -> str:
     rows = [_HEADERS, tuple("---" for _ in _HEADERS), *(cells_of(line, grid) for line in lines)]
     table = "\n".join("| " + " | ".join(printable(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
     blocks = ["# Comparison", _summary(grid, lines), table]

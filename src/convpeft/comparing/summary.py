@@ -115,9 +115,7 @@ def _done(found: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
     return [row for row in found if row is not None and row["status"] == "done"]
 
 
-def _against(
-    arm: str, own: Sequence[dict[str, Any]], grid: Grid, others: Sequence[dict[str, Any]]
-) -> Against | None:
+def _against(arm: str, own: Sequence[dict[str, Any]], grid: Grid, others: Sequence[dict[str, Any]]) -> Against | None:
     """Compare the seeds that both have: over seeds where there are several, over test images where there is one."""
     theirs = {row["seed"]: row for row in others}
     pairs = [(row, theirs[row["seed"]]) for row in own if row["seed"] in theirs]

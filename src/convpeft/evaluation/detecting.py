@@ -65,9 +65,7 @@ def seed_difference(a: Sequence[float], b: Sequence[float]) -> SeedDifference:
     if deviation is None:
         return SeedDifference(mean, None, None, None, None, 1)
     low, high = mean_interval(gaps)
-    return SeedDifference(
-        mean, deviation, low, high, detectable_over_seeds(len(gaps), deviation=deviation), len(gaps)
-    )
+    return SeedDifference(mean, deviation, low, high, detectable_over_seeds(len(gaps), deviation=deviation), len(gaps))
 
 
 def describe_seed_difference(difference: SeedDifference, *, a: str, b: str) -> str:

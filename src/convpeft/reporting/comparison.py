@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from convpeft.reporting.canvas import BLUE, GRID, GREEN, INK, ORANGE, PURPLE, SOFT, new_figure, style_axes
+from convpeft.reporting.canvas import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, SOFT, new_figure, style_axes
 from convpeft.reporting.wording import printable
 
 if TYPE_CHECKING:
