@@ -113,7 +113,7 @@ def test_an_arm_may_have_a_range_of_its_own():
         ({"tune": {"trials": 2, "train.lrr": {"low": 1, "high": 2}}}, "train.lrr is not a key. Did you mean 'lr'?"),
         ({"tune": TUNE, "arm": [LORA | {"tune": {"train": {"momentum": [0.1]}}}]}, "is not tuned for all arms"),
         (
-            {"grid": {"seeds": list(range(1000)), "train": {"epochs": list(range(1, 102))}}},
+            {"grid": {"seeds": [*range(1000)], "train": {"epochs": [*range(1, 102)]}}},
             "makes more than 100,000 runs",
         ),
     ],

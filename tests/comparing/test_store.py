@@ -34,5 +34,5 @@ def test_lines_that_are_no_rows_are_passed_over(tmp_path, line):
 def test_results_that_cannot_be_read_or_written_are_one_line(tmp_path):
     with pytest.raises(RunError, match=r"cannot be read \(Is a directory\). Give another --out."):
         read_results(tmp_path)
-    with pytest.raises(RunError, match="cannot be appended to .* Free space and run it again"):
+    with pytest.raises(RunError, match=r"cannot be appended to .* Free space and run it again"):
         append_result(tmp_path, {"key": "a"})

@@ -51,5 +51,5 @@ def test_a_run_that_could_not_be_recorded_ends_the_comparison(tmp_path):
     crew.running[Ended()] = driving.Job("a", "a", "key")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driving, "wait", lambda *_, **__: [])
-        with pytest.raises(RunError, match="a run could not be recorded. What it said is in"):
+        with pytest.raises(RunError, match=r"a run could not be recorded. What it said is in"):
             driving._reap(crew, tmp_path, driving._Stop())

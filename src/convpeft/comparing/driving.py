@@ -43,6 +43,7 @@ class _Crew:
 
     running: dict[Any, Job] = field(default_factory=dict[Any, Job])
     elsewhere: dict[str, float] = field(default_factory=dict[str, float])
+    ended: set[str] = field(default_factory=set[str])
 
     def is_free(self, job: Job) -> bool:
         """Whether a job may be tried now."""
@@ -80,7 +81,9 @@ def drive(grid: Grid, out: Path, *, workers: int, again: bool, viewer: Viewer) -
     with _stops() as stop:
         try:
             while True:
-                rows = {k: row for k, row in read_results(path).items() if k not in retried or row != before[k]}
+                known = read_results(path)
+                retried = {key for key in retried - crew.ended if known[key] == before[key]}
+                rows = {key: row for key, row in known.items() if key not in retried}
                 for key in rows.keys() - seen:
                     viewer.finished(rows[key])
                 seen |= rows.keys()
@@ -155,6 +158,7 @@ def _reap(crew: _Crew, out: Path, stop: _Stop) -> None:
     for process in [each for each in crew.running if each.exitcode is not None]:
         job = crew.running.pop(process)
         status = process.exitcode
+        crew.ended |= {job.key} if status == 0 else set()
         if status == BUSY:
             crew.elsewhere[job.key] = time.monotonic() + _AGAIN
         elif status == BROKEN:

@@ -96,7 +96,7 @@ def _gap(line: Line) -> str:
 
 def _provenance(grid: Grid, rows: Mapping[str, dict[str, Any]], lines: Sequence[Line]) -> Provenance:
     done = [row for line in lines for row in line.rows]
-    bases = {row["recipe"]["model"]["source"]: row["base_digest"] for row in done}
+    bases = {_model_of(row): row["base_digest"] for row in done}
     tests = dict.fromkeys((row["recipe"]["data"]["source"], row["data_digests"]["test"]) for row in done)
     data = {f"{source}, test split ({number})": each for number, (source, each) in enumerate(tests, 1)}
     found = [line.against.detectable for line in lines if line.against and line.against.detectable is not None]
@@ -116,6 +116,11 @@ def _provenance(grid: Grid, rows: Mapping[str, dict[str, Any]], lines: Sequence[
         detectable=detectable,
         versions={} if not done else done[0]["versions"],
     )
+
+
+def _model_of(row: Mapping[str, Any]) -> str:
+    model = row["recipe"]["model"]
+    return f"{model['source']} with {Path(model['weights']).name}" if "weights" in model else model["source"]
 
 
 def _pictures(lines: Sequence[Line]) -> dict[str, tuple[str, bytes]]:
