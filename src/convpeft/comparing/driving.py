@@ -154,7 +154,8 @@ def _reap(crew: _Crew, out: Path, stop: _Stop) -> None:
     """Wait a little, and take note of the processes that have ended."""
     if not crew.running:
         time.sleep(_LOOK)
-    wait([process.sentinel for process in crew.running], timeout=_LOOK) if crew.running else None
+        return
+    wait([process.sentinel for process in crew.running], timeout=_LOOK)
     for process in [each for each in crew.running if each.exitcode is not None]:
         job = crew.running.pop(process)
         status = process.exitcode
