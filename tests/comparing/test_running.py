@@ -85,7 +85,7 @@ def test_killed_comparison_ends_as_one_that_was_not(whole, tmp_path):
     process = start(grid, tmp_path / "out")
     path = tmp_path / "out" / "results.jsonl"
     limit = time.monotonic() + 200
-    while not path.exists() and time.monotonic() < limit:
+    while not read_results(path) and time.monotonic() < limit:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()

@@ -188,7 +188,7 @@ def _run(job: Job, out: Path) -> dict[str, Any]:
         ],
         "base_digest": fingerprint(result.model)[0],
         "data_digests": data_digests(result.dataset),
-        "notes": list(result.notes),
+        "notes": list(result.dataset.notes),  # what befell this very process is no part of the outcome
         "versions": versions(),
         "measured": {
             "seconds": round(result.seconds, 3),
