@@ -17,7 +17,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: help demo test contract architectures promises mutants rivals bench fuzz lint format types docs wheel ci install clean
+.PHONY: help demo test contract architectures promises mutants rivals bench results fuzz lint format types docs wheel ci install clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ rivals: $(VENV)/.installed-dev  ## Put convpeft and other libraries under the sa
 
 bench: $(VENV)/.installed-dev  ## Measure what training costs, beside other libraries (half an hour of a quiet machine)
 	$(BIN)/python benchmarks/training_cost/run.py $(ARGS)
+
+results: $(VENV)/.installed-dev  ## Write every page and plot of figures again from the committed JSON
+	$(BIN)/python experiments/results.py $(ARGS)
 
 fuzz: $(VENV)/.installed-dev  ## Fuzz every reader of files for ten minutes; ARGS="--seconds 3600" for longer
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[fuzz]'

@@ -31,6 +31,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "patching.md",
         "bank.md",
         "ecosystem.md",
+        "comparing.md",
         "promises.md",
         {"Methods": _folder("methods", paths)},
         "reference.md",

@@ -48,6 +48,7 @@ LAYERS = (
     {"autotuning", "bank", "checking", "costing", "counting", "merging", "speed", "storage", "summing"},
     {"data", "models"},
     {"combining", "deployment", "evaluation", "reporting", "training"},
+    {"comparing"},
     {"console"},
     {"commands", "demo"},
     {"bare", "cli", "web"},

@@ -59,6 +59,7 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="measure what is measured already, too")
     parser.add_argument("--keep", action="store_true", help="count what was measured of an earlier source as done")
     parser.add_argument("--jobs", type=int, default=2, help="test processes at once")
+    parser.add_argument("--out", type=Path, default=PAGE, help="the page (docs/promises.md)")
     asked = parser.parse_args()
     known = {each.id for each in every}
     if unknown := sorted(set(asked.only or []) - known):
@@ -72,8 +73,9 @@ def main() -> int:
     if asked.what == "measure":
         form = FORMS[1] if asked.fast else FORMS[0]
         status = measure(form, ids, jobs=asked.jobs, again=asked.again, keep=asked.keep)
-    PAGE.write_text(render(), encoding="utf-8")
-    print(f"Page: {PAGE.relative_to(Path.cwd()) if PAGE.is_relative_to(Path.cwd()) else PAGE}")
+    page: Path = asked.out
+    page.write_text(render(), encoding="utf-8")
+    print(f"Page: {page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page}")
     return status
 
 

@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--weights", help="ImageNet weights of mobilenetv1/0.75")
     parser.add_argument("--runs", type=Path, default=Path("runs/oct"))
     parser.add_argument("--page", action="store_true", help="only write the page again")
+    parser.add_argument("--docs", type=Path, default=PAGE.parent, help="folder of the page")
     arguments = parser.parse_args()
     if not arguments.page:
         if not (arguments.data and arguments.weights):
@@ -124,7 +125,7 @@ def main() -> None:
                 if not (out / "metrics.json").is_file():
                     train(recipe(arguments.data, arguments.weights, method, seed, out))
         (HERE / "results.json").write_text(json.dumps(collect(arguments.runs), indent=1) + "\n")
-    PAGE.write_text(page(json.loads((HERE / "results.json").read_text())))
+    (arguments.docs / PAGE.name).write_text(page(json.loads((HERE / "results.json").read_text())))
 
 
 if __name__ == "__main__":

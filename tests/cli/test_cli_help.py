@@ -26,6 +26,7 @@ COMMANDS = (
     "patch",
     "combine",
     "push",
+    "compare",
 )
 
 

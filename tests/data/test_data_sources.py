@@ -75,3 +75,17 @@ def test_sources_are_listed_without_torch():
 
 def test_limit_reaches_the_source():
     assert load_data("glyphs:digits", limit=50).train.class_counts(10).tolist() == [5] * 10
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"fraction": 0.0}, "expected a share of the training images above 0, at most 1"),
+        ({"fraction": 1.5}, "expected a share of the training images above 0, at most 1"),
+        ({"per_class": 0}, "expected 1 or more training images of each class"),
+        ({"per_class": 1, "limit": 2}, "exclude each other: each says which part of train is taken"),
+    ],
+)
+def test_part_of_train_that_cannot_be_is_refused(part, message):
+    with pytest.raises(OptionError, match=message):
+        load_data("glyphs:digits", **part)

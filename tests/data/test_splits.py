@@ -166,3 +166,37 @@ def test_groups_shared_by_given_splits_are_noted():
 def test_source_without_any_image_is_an_error(parts):
     with pytest.raises(DataError, match=r"^data 'x:y': has no images\. Put them below CLASS/ or test/CLASS/\.$"):
         as_found("x:y", Parts(CLASSES, parts))
+
+
+def part_of(split: Split, **part) -> Split:
+    other = split_of([0, 1, 2], "val")
+    parts = Parts(CLASSES, {"train": split, "val": other, "test": other})
+    made = complete("x:y", parts, **({"seed": 0, "limit": None} | part), val_fraction=0.1, test_fraction=0.2)
+    assert (made.val.ids, made.test.ids) == (other.ids, other.ids)
+    return made.train
+
+
+def test_fraction_is_stratified_and_follows_the_seed():
+    train = split_of([0] * 50 + [1] * 30 + [2] * 20)
+    assert part_of(train, fraction=0.1).class_counts(3).tolist() == [5, 3, 2]
+    assert part_of(train, fraction=0.1).ids == part_of(train, fraction=0.1).ids
+    assert part_of(train, fraction=0.1).ids != part_of(train, fraction=0.1, seed=1).ids
+    assert part_of(train, fraction=1.0).ids == train.ids
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fraction_keeps_groups_whole(seed: int):
+    groups = tuple(f"patient {number // 4}" for number in range(120))
+    train = split_of([0, 1, 2, 0] * 30, groups=groups)
+    taken = part_of(train, fraction=0.3, seed=seed)
+    assert len(taken) == pytest.approx(36, abs=4)
+    assert all(taken.groups.count(group) == 4 for group in set(taken.groups))
+
+
+def test_per_class_takes_so_many_of_each_class_nested():
+    train = split_of([0] * 50 + [1] * 30 + [2] * 3)
+    five, two = part_of(train, per_class=5), part_of(train, per_class=2)
+    assert five.class_counts(3).tolist() == [5, 5, 3]
+    assert two.class_counts(3).tolist() == [2, 2, 2]
+    assert set(two.ids) < set(five.ids)
+    assert part_of(train, per_class=5, seed=1).ids != five.ids

@@ -35,6 +35,11 @@ OPENERS = {
 NOT_READERS = {
     "convpeft.catalog:read_catalog": "our own source files",
     "convpeft.commands.training:train_recipe": "what the run has just written",
+    "convpeft.comparing.digests:_digest": "hashes bytes that load_data has read",
+    "convpeft.comparing.store:append_result": "opens what read_results reads, to append",
+    "convpeft.comparing.store:read_results": "passes over what is no row, see tests/comparing/test_store.py",
+    "convpeft.comparing.store:_cut_torn": "looks for the end of a line",
+    "convpeft.comparing.worker:_say_into": "writes a log",
     "convpeft.data.downloads:_receive": "a download, kept only with the published digest",
     "convpeft.data.downloads:fetch": "writes the download",
     "convpeft.models.downloads:reachable": "asks whether a server answers",

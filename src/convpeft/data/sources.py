@@ -118,6 +118,8 @@ def load_data(
     val_fraction: float = 0.1,
     test_fraction: float = 0.2,
     limit: int | None = None,
+    fraction: float | None = None,
+    per_class: int | None = None,
     fold: int | None = None,
     skip_broken: bool = False,
     whole: bool = False,
@@ -127,10 +129,12 @@ def load_data(
     Args:
         spec: A pattern of `list_sources`, such as "folder:PATH". The public sets take an empty root ("mnist:")
             for the cache, and download what is not there.
-        seed: Of the splits that are made and of `limit`.
+        seed: Of the splits that are made, and of the part of train that is taken.
         val_fraction: Share of train that becomes validation where there is none, in (0, 1).
         test_fraction: Share of train that becomes test where there is none, in (0, 1).
         limit: At most this many training images, stratified by class.
+        fraction: Share of the training images, stratified by class, in (0, 1]; groups such as patients stay whole.
+        per_class: So many training images of each class.
         fold: Which fold of a labels.csv is the test split; the next one is validation.
         skip_broken: Leave pictures out that cannot be read and count them in the notes.
         whole: Take the images as they are, to measure a model on them: splits that are not there stay empty, and
@@ -140,20 +144,38 @@ def load_data(
         OptionError: If the spec or an option is not one; the nearest spec is named.
         DataError: If the data cannot be found, read or split.
     """
-    for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not 0 < fraction < 1:
-            raise OptionError(f"{name}={fraction}: expected a share between 0 and 1, such as 0.1.")
+    for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+        if not 0 < share < 1:
+            raise OptionError(f"{name}={share}: expected a share between 0 and 1, such as 0.1.")
     if seed < 0:
         raise OptionError(f"seed={seed}: expected 0 or more.")
     if limit is not None and limit < 1:
         raise OptionError(f"limit={limit}: expected 1 or more, or no limit.")
+    if fraction is not None and not 0 < fraction <= 1:
+        raise OptionError(f"fraction={fraction}: expected a share of the training images above 0, at most 1.")
+    if per_class is not None and per_class < 1:
+        raise OptionError(f"per_class={per_class}: expected 1 or more training images of each class.")
+    if sum(part is not None for part in (limit, fraction, per_class)) > 1:
+        raise OptionError(
+            "data.limit, data.fraction and data.per_class exclude each other: each says which part of train is taken. "
+            "Give one of them."
+        )
     source, argument = _parse(spec)
     if fold is not None and not source.info.pattern.startswith("folder:"):
         raise OptionError(f"fold={fold}: only folder: sources with a labels.csv have folds, not '{spec}'.")
     parts = source.load(_Request(argument, fold, skip_broken))
     if whole:
         return as_found(spec, parts)
-    return complete(spec, parts, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, limit=limit)
+    return complete(
+        spec,
+        parts,
+        seed=seed,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        limit=limit,
+        fraction=fraction,
+        per_class=per_class,
+    )
 
 
 def _path(text: str) -> Path:

@@ -13,13 +13,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Each kind of draw has its own stream, so that one more draw never changes another.
-_STREAMS = {"test": 1, "val": 2, "limit": 3}
+_STREAMS = {"test": 1, "val": 2, "limit": 3, "fraction": 4, "per_class": 5}
 
 
 def complete(
-    spec: str, parts: Parts, *, seed: int, val_fraction: float, test_fraction: float, limit: int | None
+    spec: str,
+    parts: Parts,
+    *,
+    seed: int,
+    val_fraction: float,
+    test_fraction: float,
+    limit: int | None,
+    fraction: float | None = None,
+    per_class: int | None = None,
 ) -> Dataset:
-    """Make the missing splits out of train, and cut train to `limit` images.
+    """Make the missing splits out of train, and cut train to the part that is asked for.
 
     A given test split is never touched. A missing test split is cut out of train first, then a missing
     validation split out of what is left.
@@ -41,13 +49,15 @@ def complete(
             splits["train"], splits[name] = _cut(spec, splits["train"], name, fraction, seed, notes)
     dataset = Dataset(spec, parts.classes, splits["train"], splits["val"], splits["test"])
     notes += _check_classes(dataset) + _check_groups(dataset)
-    train = dataset.train
-    if limit is not None and limit < len(train):
-        train = train.subset(choose(train.labels, limit, seed=seed))
-        notes.append(f"train: {limit:,} of {len(dataset.train):,} images, stratified by class, seed {seed}")
+    train = _part(dataset.train, seed=seed, limit=limit, fraction=fraction, per_class=per_class)
+    if len(train) < len(dataset.train):
+        how = f"{per_class} a class" if per_class is not None else "stratified by class"
+        if fraction is not None and train.groups is not None:
+            how = f"{len(set(train.groups)):,} whole groups, {how}"
+        notes.append(f"train: {len(train):,} of {len(dataset.train):,} images, {how}, seed {seed}")
         missing = len(set(dataset.train.labels.tolist())) - len(set(train.labels.tolist()))
         if missing:
-            notes.append(f"train: the limit leaves {missing} of {len(parts.classes)} classes without an image")
+            notes.append(f"train: this part leaves {missing} of {len(parts.classes)} classes without an image")
     return Dataset(spec, parts.classes, train, dataset.val, dataset.test, tuple(notes), made)
 
 
@@ -107,6 +117,34 @@ def choose(labels: NDArray[np.int64], limit: int, *, seed: int) -> NDArray[np.in
         order[members[0]] -= 1
     chosen = np.argsort(order, kind="stable")[:limit]
     return np.sort(chosen).astype(np.int64)
+
+
+def choose_per_class(labels: NDArray[np.int64], count: int, *, seed: int) -> NDArray[np.int64]:
+    """Choose `count` images of each class, all of a class that has fewer.
+
+    The choice is nested: with one seed, a smaller count is always a part of a larger one.
+
+    Returns:
+        Positions, int64, ascending.
+    """
+    rng = np.random.default_rng([seed, _STREAMS["per_class"]])
+    chosen = [rng.permutation(np.flatnonzero(labels == label))[:count] for label in np.unique(labels)]
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def _part(train: Split, *, seed: int, limit: int | None, fraction: float | None, per_class: int | None) -> Split:
+    """What is asked for of the training split; with a fraction, groups stay whole."""
+    if limit is not None and limit < len(train):
+        return train.subset(choose(train.labels, limit, seed=seed))
+    if per_class is not None:
+        return train.subset(choose_per_class(train.labels, per_class, seed=seed))
+    if fraction is None or fraction >= 1:
+        return train
+    if train.groups is None:
+        return train.subset(choose(train.labels, max(1, round(fraction * len(train))), seed=seed))
+    rng = np.random.default_rng([seed, _STREAMS["fraction"]])
+    taken = hold_out(train.labels, fraction, rng=rng, groups=train.groups)
+    return train.subset(np.flatnonzero(taken)) if taken.any() else train
 
 
 def _hold_out_groups(

@@ -3,6 +3,15 @@
 from convpeft.evaluation.calibration import CalibrationBin
 from convpeft.evaluation.classification import ClassificationMetrics, ClassScores, classification_metrics
 from convpeft.evaluation.confusion import ConfusedPair, Mistake, errors_most_confident
+from convpeft.evaluation.decathlon import decathlon_score
+from convpeft.evaluation.detecting import (
+    SeedDifference,
+    describe_seed_difference,
+    detectable_over_pairs,
+    detectable_over_seeds,
+    mean_interval,
+    seed_difference,
+)
 from convpeft.evaluation.pairing import Difference, describe_difference, mcnemar, paired_difference
 from convpeft.evaluation.predicting import Predictions, predict_logits
 from convpeft.evaluation.retention import agreement, is_retained, retention
@@ -21,17 +30,24 @@ __all__ = [
     "Difference",
     "Mistake",
     "Predictions",
+    "SeedDifference",
     "agreement",
     "bootstrap_interval",
     "classification_metrics",
+    "decathlon_score",
     "describe_difference",
+    "describe_seed_difference",
+    "detectable_over_pairs",
+    "detectable_over_seeds",
     "errors_most_confident",
     "is_retained",
     "mcnemar",
     "mean_and_deviation",
+    "mean_interval",
     "minimum_detectable_effect",
     "paired_difference",
     "predict_logits",
     "retention",
+    "seed_difference",
     "wilson_interval",
 ]

@@ -144,6 +144,8 @@ def load_recipe_data(recipe: Recipe) -> Dataset:
         val_fraction=recipe.data.val_fraction,
         test_fraction=recipe.data.test_fraction,
         limit=recipe.data.limit,
+        fraction=recipe.data.fraction,
+        per_class=recipe.data.per_class,
         fold=recipe.data.fold,
         skip_broken=recipe.data.skip_broken,
     )
