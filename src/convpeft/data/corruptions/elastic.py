@@ -27,13 +27,13 @@ def elastic_transform(image: Pixels, constants: Sequence[float], rng: np.random.
     # rows of (row, column, 1): where each place of the new image is taken from
     back = np.linalg.lstsq(np.column_stack([moved, np.ones(3)]), corners, rcond=None)[0]
     places = np.stack(np.mgrid[:height, :width]).astype(np.float64)
-    slanted = np.tensordot(back[:2].T, places, axes=1) + back[2][:, None, None]
+    slanted: Pixels = np.tensordot(back[:2].T, places, axes=1) + back[2][:, None, None]
     stretched = _taken(image, slanted, mode="mirror")
     if not strength:
         return stretched
     field = rng.uniform(-1, 1, size=(2, height, width))
-    shifts = [strength * ndimage.gaussian_filter(each, sigma, mode="reflect", truncate=3.0) for each in field]
-    return _taken(stretched, places + np.stack(shifts), mode="reflect")
+    shifts: Pixels = ndimage.gaussian_filter(field, (0, sigma, sigma), mode="reflect", truncate=3.0)
+    return _taken(stretched, places + strength * shifts, mode="reflect")
 
 
 def _taken(image: Pixels, places: Pixels, *, mode: str) -> Pixels:

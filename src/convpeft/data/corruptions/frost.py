@@ -14,7 +14,7 @@ _PATTERNS = 6
 _ICE = (0.80, 0.91, 1.0)
 _LEAST = 256  # pixels of a pattern's side
 _SEED = 20190509
-_SMALL, _LARGE = 3.0, 14.0  # pixels from crystal to crystal, in images up to 64 pixels and above
+_SMALL, _LARGE = 5.0, 14.0  # pixels from crystal to crystal, in images up to 64 pixels and above
 _SMALL_SIDE = 64
 
 

@@ -2,7 +2,7 @@
 
 Each entry is what the corruption's own function takes, in its order. Lengths are pixels, as they were published, but
 those of elastic_transform are shares of the image's side, and pixelate's is a share of the size. Rain is not in the
-published sets: its constants are ours, and the same in both tables but for the size of the streaks.
+published sets: its constants are ours.
 
 Source:
     D. Hendrycks and T. Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations",
@@ -63,11 +63,11 @@ _CIFAR: dict[str, Levels] = {
     ),
     "saturate": ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),
     "rain": (
-        (0.010, 5, 0.35, 0.04),
-        (0.018, 6, 0.45, 0.08),
-        (0.028, 7, 0.55, 0.12),
-        (0.040, 8, 0.65, 0.18),
-        (0.055, 9, 0.75, 0.25),
+        (0.015, 5, 0.5, 0.05),
+        (0.025, 6, 0.6, 0.09),
+        (0.035, 7, 0.7, 0.14),
+        (0.050, 8, 0.8, 0.19),
+        (0.065, 9, 0.9, 0.25),
     ),
 }
 
@@ -113,11 +113,11 @@ _IMAGENET: dict[str, Levels] = {
     ),
     "saturate": ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)),
     "rain": (
-        (0.004, 14, 0.35, 0.06),
-        (0.007, 18, 0.45, 0.12),
-        (0.010, 22, 0.55, 0.18),
-        (0.014, 26, 0.65, 0.25),
-        (0.018, 30, 0.75, 0.32),
+        (0.006, 14, 0.5, 0.08),
+        (0.010, 18, 0.6, 0.14),
+        (0.014, 22, 0.7, 0.20),
+        (0.018, 26, 0.8, 0.27),
+        (0.022, 30, 0.9, 0.34),
     ),
 }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from convpeft.data.corruptions.blur import smooth
@@ -42,12 +44,13 @@ def spatter(image: Pixels, constants: Sequence[float], rng: np.random.Generator)
     return image + (amount / highest) * relief[..., None] * tint(_WATER, image.shape[2])
 
 
-def _drops(wet: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Pixels:
+def _drops(wet: NDArray[np.bool_]) -> Pixels:
     """How light drops are: the distance from their outline, evened out, as a relief."""
-    outline = wet & ~ndimage.binary_erosion(wet, border_value=1)
+    inner: NDArray[np.bool_] = ndimage.binary_erosion(wet, border_value=1)
+    outline = wet & ~inner
     if not outline.any():
         return np.ones(wet.shape)
-    depth = np.minimum(ndimage.distance_transform_edt(~outline), _FAR)
+    depth = np.minimum(cast(Pixels, ndimage.distance_transform_edt(~outline)), _FAR)
     even = _equalised(np.floor(_box(depth)).astype(np.intp))
     relief = np.clip(ndimage.correlate(even, _RELIEF, mode="mirror"), 0, 255)
     return _box(relief)
@@ -57,7 +60,7 @@ def _box(values: Pixels) -> Pixels:
     return ndimage.uniform_filter(values, 3, mode="mirror")
 
 
-def _equalised(values: np.ndarray[tuple[int, ...], np.dtype[np.intp]]) -> Pixels:
+def _equalised(values: NDArray[np.intp]) -> Pixels:
     """Spread levels over 0 to 255 so that each part of that range holds the same number of pixels."""
     counts = np.bincount(values.ravel())
     first = counts[np.flatnonzero(counts)[0]]

@@ -26,7 +26,7 @@ def zoom(image: Pixels, factor: float) -> Pixels:
     height, width, channels = image.shape
     rows, columns = _stretch(height, factor), _stretch(width, factor)
     tall = (rows @ image.reshape(height, -1)).reshape(height, width, channels)
-    return columns @ tall if channels == 1 else np.matmul(columns, tall)
+    return columns @ tall
 
 
 @lru_cache(maxsize=256)
