@@ -26,7 +26,7 @@ def elastic_transform(image: Pixels, constants: Sequence[float], rng: np.random.
     moved = corners + rng.uniform(-reach, reach, size=corners.shape)
     # rows of (row, column, 1): where each place of the new image is taken from
     back = np.linalg.lstsq(np.column_stack([moved, np.ones(3)]), corners, rcond=None)[0]
-    places = np.stack(np.mgrid[:height, :width]).astype(np.float64)
+    places = np.indices((height, width)).astype(np.float64)
     slanted: Pixels = np.tensordot(back[:2].T, places, axes=1) + back[2][:, None, None]
     stretched = _taken(image, slanted, mode="mirror")
     if not strength:

@@ -46,7 +46,7 @@ def spatter(image: Pixels, constants: Sequence[float], rng: np.random.Generator)
 
 def _drops(wet: NDArray[np.bool_]) -> Pixels:
     """How light drops are: the distance from their outline, evened out, as a relief."""
-    inner: NDArray[np.bool_] = ndimage.binary_erosion(wet, border_value=1)
+    inner = cast(NDArray[np.bool_], ndimage.binary_erosion(wet, border_value=1))
     outline = wet & ~inner
     if not outline.any():
         return np.ones(wet.shape)
