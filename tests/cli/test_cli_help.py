@@ -12,7 +12,7 @@ from convpeft.catalog import read_catalog
 from convpeft.data import list_sources
 from measuring import measured
 
-COMMANDS = ("train", "evaluate", "predict", "merge", "inspect", "check", "methods", "datasets", "demo")
+COMMANDS = ("train", "evaluate", "robustness", "predict", "merge", "inspect", "check", "methods", "datasets", "demo")
 
 
 def shell(*words: str) -> subprocess.CompletedProcess[str]:
@@ -64,7 +64,7 @@ def test_help_of_train_names_the_options_of_every_method(call):
             assert f"--{option.name.replace('_', '-')}" in text
 
 
-@pytest.mark.parametrize("words", [(), ("train",), ("evaluate",), ("predict",), ("merge",), ("inspect",), ("check",)])
+@pytest.mark.parametrize("words", [(), *((command,) for command in COMMANDS[:7])])
 def test_no_arguments_show_the_help_with_the_status_of_wrong_usage(call, words):
     outcome = call(*words)
     assert outcome.status == 2

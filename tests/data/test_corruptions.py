@@ -19,9 +19,9 @@ from convpeft.data.corruptions.zoom import zoom
 from convpeft.errors import DataError, OptionError
 
 SEVERITIES = (1, 2, 3, 4, 5)
-# Their constants do not grow with the severity: colour goes up and down, and the corners move less while the field
-# moves more; the glass of severity 3 is softer than that of 4, which shuffles twice.
-NOT_MONOTONE = {"saturate", "elastic_transform", "glass_blur", "spatter"}
+# Colour goes down and then up; the corners move less while the field moves more; glass of severity 3 is softer than
+# that of 4, which shuffles twice; water comes before mud; frost dims what it adds to.
+NOT_MONOTONE = {"saturate", "elastic_transform", "glass_blur", "spatter", "frost"}
 ROUNDING = 0.5  # of a level
 
 
@@ -57,7 +57,7 @@ def test_table_has_five_severities_of_every_corruption(table):
 
 def test_names_are_those_of_the_published_files():
     assert (len(COMMON), len(EXTRA), RAIN) == (15, 4, "rain")
-    assert ALL == (*COMMON, *EXTRA, RAIN)
+    assert (*COMMON, *EXTRA, RAIN) == ALL
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_motion_goes_along_its_line_from_the_pixel_on():
         weights, blurred = line_weights(2, 1), blur_along(image, 2, 1, degrees)[..., 0]
         reach = 3 if abs(degrees) == 45 else 5  # slanted, five pixels of length reach over fewer rows
         found = [blurred[10 + step * down, 10 + step * right] for step in range(reach)]
-        assert found[0] == pytest.approx(weights[0] if degrees != 45 else weights[0], abs=1e-9)
+        assert found[0] == pytest.approx(weights[0], abs=1e-9)
         assert np.all(np.diff(found) < 0)
         assert blurred.sum() == pytest.approx(1)
 
@@ -337,6 +337,13 @@ def test_snow_and_frost_make_a_dark_image_lighter(name):
         found = corrupt(flat(30), name, 5, index=0, table=table)
         assert found.mean() > 60
         assert found.std() > 10
+
+
+def test_frost_adds_more_at_each_severity():
+    for table, black in (("cifar", flat(0, 32)), ("imagenet", flat(0, 72))):
+        means = [np.mean([corrupt(black, "frost", s, index=i, table=table) for i in range(40)]) for s in SEVERITIES]
+        added = [levels[1] for levels in TABLES[table]["frost"]]
+        assert np.corrcoef(means, added)[0, 1] > 0.9
 
 
 def test_frost_is_bluish_and_differs_from_piece_to_piece():
