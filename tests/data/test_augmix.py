@@ -42,14 +42,6 @@ def test_augmix_mixes_the_image_with_its_chains(monkeypatch):
     assert -1 <= slope <= 1
 
 
-def test_augmix_draws_weights_that_sum_to_one():
-    """A flat image that no operation changes in its middle stays as it is."""
-    for seed in range(50):
-        flat = np.full((32, 32, 1), 64, np.uint8)
-        found = augmix(flat, np.random.default_rng(seed))
-        assert abs(int(found[16, 16, 0]) - 64) <= 64  # equalising and posterising may lower a flat level, never raise
-
-
 def test_operations_are_mild_and_none_is_a_test_corruption():
     names = {operation.__name__ for operation in module._OPERATIONS}
     assert names == {

@@ -94,7 +94,7 @@ def test_labels_of_another_form_are_refused(tmp_path, labels):
 
 def test_labels_out_of_range_are_refused(tmp_path):
     for wrong in (np.full(15, 100), np.full(15, -1)):
-        with pytest.raises(DataError, match="holds labels from .* CIFAR's are 0 to 9 or 0 to 99"):
+        with pytest.raises(DataError, match=r"holds labels from .* CIFAR's are 0 to 9 or 0 to 99"):
             open_cifar_c(write(tmp_path, labels=wrong, fog=numbered()))
 
 
