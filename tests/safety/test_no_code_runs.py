@@ -35,6 +35,7 @@ OPENERS = {
 NOT_READERS = {
     "convpeft.catalog:read_catalog": "our own source files",
     "convpeft.commands.training:train_recipe": "what the run has just written",
+    "convpeft.data.corruptions.digital:jpeg_compression": "what it has just written, in memory",
     "convpeft.data.downloads:_receive": "a download, kept only with the published digest",
     "convpeft.data.downloads:fetch": "writes the download",
     "convpeft.models.downloads:reachable": "asks whether a server answers",
