@@ -32,6 +32,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "bank.md",
         "ecosystem.md",
         "comparing.md",
+        "robustness.md",
         "promises.md",
         {"Methods": _folder("methods", paths)},
         "reference.md",

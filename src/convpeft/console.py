@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -130,6 +130,25 @@ class ProgressBar:
             f"{epoch.images_per_second:,.0f} images/s",
             soft_wrap=True,
         )
+
+
+@contextmanager
+def counting(total: int, *, quiet: bool = False) -> Generator[Callable[[str, int], None]]:
+    """Show a bar over so many images; what is yielded is told what is done now and how many more images are done."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
+    task = bar.add_task("", total=total)
+    with bar:
+        yield lambda what, images: bar.update(task, description=what, advance=images)
 
 
 def command_line() -> list[str]:

@@ -27,6 +27,7 @@ COMMANDS = (
     "combine",
     "push",
     "compare",
+    "robustness",
 )
 
 
@@ -79,19 +80,19 @@ def test_help_of_train_names_the_options_of_every_method(call):
             assert f"--{option.name.replace('_', '-')}" in text
 
 
-@pytest.mark.parametrize(
-    COMMANDS=(
-        "words",
-        "train",
-        "evaluate",
-        "predict",
-        "merge",
-        "combine",
-        "inspect",
-        "check",
-        "push",
-    )
+COMMANDS = (
+    "words",
+    "train",
+    "evaluate",
+    "predict",
+    "merge",
+    "combine",
+    "inspect",
+    "check",
+    "push",
 )
+
+
 def test_no_arguments_show_the_help_with_the_status_of_wrong_usage(call, words):
     outcome = call(*words)
     assert outcome.status == 2

@@ -63,7 +63,7 @@ def test_home_is_expanded(tmp_path, monkeypatch):
 
 def test_every_source_says_what_it_is():
     infos = list_sources()
-    assert len({info.pattern for info in infos}) == len(infos) == 12
+    assert len({info.pattern for info in infos}) == len(infos) == 13
     assert all(info.description for info in infos)
     assert {info.pattern: info.classes for info in infos}["glyphs:all"] == 62
 

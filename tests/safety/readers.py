@@ -23,6 +23,7 @@ from convpeft.commands.evaluating import _compare
 from convpeft.data import ImageBatches, read_image
 from convpeft.data.characters import load_emnist
 from convpeft.data.cifar import CIFAR100, load_cifar
+from convpeft.data.cifar_c import open_cifar_c
 from convpeft.data.datasets import array_split
 from convpeft.data.folders import load_folder
 from convpeft.data.idx import read_idx
@@ -296,6 +297,17 @@ def _prepare_cifar(folder: Path) -> None:
     (folder / CIFAR100.folder / "test").write_bytes(samples.cifar_batches()["protocol-2"])
 
 
+def _cifar_c(folder: Path) -> object:
+    files = open_cifar_c(folder)
+    return files.classes, files.count, [files.split(files.names[0], s).images[0].sum() for s in (1, 5)]
+
+
+def _prepare_cifar_c(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in samples.cifar_c().items():
+        (folder / name).write_bytes(content)
+
+
 def _prepare_emnist(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -425,6 +437,17 @@ READERS = {
             CIFAR100.archive.name,
             _cifar,
             samples.cifar_archives,
+        ),
+        *(
+            Reader(
+                f"cifar-c-{file.removesuffix('.npy')}",
+                tuple(f"convpeft.data.cifar_c:{name}" for name in ("_labels", "_map", "_header")),
+                file,
+                _cifar_c,
+                lambda file=file: {file: samples.cifar_c()[file]},
+                _prepare_cifar_c,
+            )
+            for file in ("fog.npy", "labels.npy")
         ),
         Reader(
             "image",

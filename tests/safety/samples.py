@@ -104,6 +104,13 @@ def cifar_batches() -> dict[str, bytes]:
 
 
 @cache
+def cifar_c() -> dict[str, bytes]:
+    """Files of CIFAR-10-C with two images a severity."""
+    images = np.random.default_rng(7).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
+    return {"fog.npy": npy(images), "labels.npy": npy(np.tile(np.array([3, 9], np.uint8), 5))}
+
+
+@cache
 def cifar_archives() -> dict[str, bytes]:
     """The official archive of CIFAR-100 with two images a file, packed and not."""
     batch = cifar_batches()["protocol-2"]

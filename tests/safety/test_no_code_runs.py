@@ -40,6 +40,7 @@ NOT_READERS = {
     "convpeft.comparing.store:read_results": "passes over what is no row, see tests/comparing/test_store.py",
     "convpeft.comparing.store:_cut_torn": "looks for the end of a line",
     "convpeft.comparing.worker:_say_into": "writes a log",
+    "convpeft.data.corruptions.digital:jpeg_compression": "what it has just written, in memory",
     "convpeft.data.downloads:_receive": "a download, kept only with the published digest",
     "convpeft.data.downloads:fetch": "writes the download",
     "convpeft.models.downloads:reachable": "asks whether a server answers",

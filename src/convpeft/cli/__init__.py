@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn, cast
 import typer
 
 from convpeft._version import __version__
-from convpeft.cli import adapting, combining, comparing, deploying, patching, sharing, using
+from convpeft.cli import adapting, combining, comparing, deploying, patching, robustness, sharing, using
 from convpeft.errors import ConvpeftError, OptionError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(adapting.app)
+app.add_typer(robustness.app)
 app.add_typer(using.app)
 app.add_typer(deploying.app)
 app.add_typer(patching.app)

@@ -7,11 +7,14 @@ import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convpeft.console import command_line, print_json, say, show_table, warnings_as_lines
 from convpeft.errors import DataError, OptionError, RunError, one_line
 from convpeft.training.recipe import Recipe, make_recipe, read_recipe
+
+if TYPE_CHECKING:
+    from convpeft.data import Dataset
 
 
 def evaluate_path(
@@ -28,7 +31,6 @@ def evaluate_path(
 ) -> None:
     """Evaluate a run or an adapter and write its figures beside it."""
     from convpeft.adapter_file import find_adapter
-    from convpeft.data import load_data
     from convpeft.evaluation import classification_metrics
     from convpeft.evaluation.inference import evaluate_split, load_classifier
     from convpeft.reporting import Code, Notes, ReportContent, format_interval, write_report, write_whole
@@ -36,24 +38,13 @@ def evaluate_path(
     from convpeft.training.results import gallery, write_plots, write_predictions
 
     find_adapter(path)
-    recipe = _recipe_of(path)
+    recipe = recipe_of(path)
     if data is None and recipe is None:
         raise OptionError(f"{path}: is no run, so it tells no images. Give --data.")
     with warnings_as_lines() as told:
         classifier = load_classifier(path, weights=weights, force=force)
-    others = data is not None and not _is_own(recipe, data)  # images that this run was not trained on, by their name
-    if others and split in (None, "all"):  # they are taken as they are, and whole where they have no test split
-        dataset = load_data(data or "", whole=True)
-        split = split or ("test" if len(dataset.test) else "all")
-    elif recipe is None:
-        dataset = load_data(data or "")
-    else:
-        from convpeft.training.preparing import load_recipe_data
-
-        # the run's own seed, or a folder that it was trained on would be split in another way
-        own = recipe.data.model_copy(update={"source": data, "fold": None}) if others else recipe.data
-        dataset = load_recipe_data(recipe.model_copy(update={"data": own}))
-    spec, split = dataset.spec, split or "test"
+    dataset, split = images_of(recipe, data=data, split=split)
+    spec = dataset.spec
     images = dataset.split(split)
     predictions, classes = evaluate_split(classifier, dataset, split, who=who)
     metrics = classification_metrics(predictions.probabilities, predictions.labels, classes)
@@ -68,7 +59,7 @@ def evaluate_path(
     if against is not None:
         truth = {images.ids[i]: classes[k] for i, k in zip(predictions.index, predictions.labels, strict=True)}
         facts["against"] = _compare(path, against, truth, predictions.correct)
-    target = out if out is not None else (path / "evaluation" / _slug(f"{who}-{split}-{spec}") if recipe else None)
+    target = out if out is not None else (path / "evaluation" / slug(f"{who}-{split}-{spec}") if recipe else None)
     if target is not None:
         write_whole(target / "metrics.json", (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
         write_plots(target, metrics, [])
@@ -100,11 +91,35 @@ def evaluate_path(
         say(f"report: {target / 'report.html'}")
 
 
+def images_of(recipe: Recipe | None, *, data: str | None, split: str | None) -> tuple[Dataset, str]:
+    """The images to measure on and the name of their split.
+
+    Args:
+        recipe: Of the run, None for an adapter alone: then `data` is given.
+        data: Other images than the run's own.
+        split: The split that is asked for; None for test, or all where other images have no test split.
+    """
+    from convpeft.data import load_data
+
+    others = data is not None and not _is_own(recipe, data)  # images that this run was not trained on, by their name
+    if others and split in (None, "all"):  # they are taken as they are, and whole where they have no test split
+        dataset = load_data(data or "", whole=True)
+        return dataset, split or ("test" if len(dataset.test) else "all")
+    if recipe is None:
+        return load_data(data or ""), split or "test"
+    from convpeft.training.preparing import load_recipe_data
+
+    # the run's own seed, or a folder that it was trained on would be split in another way
+    own = recipe.data.model_copy(update={"source": data, "fold": None}) if others else recipe.data
+    return load_recipe_data(recipe.model_copy(update={"data": own})), split or "test"
+
+
 def _is_own(recipe: Recipe | None, data: str) -> bool:
     return recipe is not None and data == recipe.data.source
 
 
-def _recipe_of(path: Path) -> Recipe | None:
+def recipe_of(path: Path) -> Recipe | None:
+    """The recipe of a run; None for an adapter alone."""
     file = path / "recipe.toml"
     return make_recipe(read_recipe(file), where=str(file)) if file.is_file() else None
 
@@ -164,7 +179,8 @@ def _show_evaluation(metrics: Any, title: str) -> None:
         show_table("most confused", ("pair", "first as second", "second as first", "of all errors"), pairs)
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """A text as the name of a folder."""
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in text)[:80]
 
 

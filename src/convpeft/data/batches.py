@@ -40,7 +40,7 @@ class ImageBatches:
         preprocessing: Size, channels, mean and standard deviation the model expects.
         batch_size: Images a batch, at least 1.
         shuffle: Whether the order changes with the epoch.
-        augment: A name from `convpeft.data.augmentation.PRESETS`, or None.
+        augment: A name that `convpeft.data.augmentation.check_augmentation` knows, or None.
         seed: Of the order and the augmentation, at least 0.
         workers: Processes that prepare batches; 0 is best when images are in memory and not augmented.
         drop_last: Leave out a last, smaller batch.

@@ -64,7 +64,7 @@ def _read_arrays(where: str, archive: zipfile.ZipFile, stored: int) -> dict[str,
     arrays: dict[str, NDArray[np.generic]] = {}
     for info in members:
         with archive.open(info) as handle:
-            shape, fortran, dtype = _read_header(handle)
+            shape, fortran, dtype = read_header(handle)
             count = int(np.prod(shape, dtype=object)) if shape else 1
             if dtype.hasobject:
                 raise DataError(f"{where}: {info.filename} holds Python objects. Save it as plain numbers or text.")
@@ -78,7 +78,8 @@ def _read_arrays(where: str, archive: zipfile.ZipFile, stored: int) -> dict[str,
     return arrays
 
 
-def _read_header(handle: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+def read_header(handle: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    """Shape, whether columns come first, and type, as the head of an .npy file tells them; a long head is refused."""
     version = npy_format.read_magic(handle)
     if version == (1, 0):
         return npy_format.read_array_header_1_0(handle, max_header_size=_MAX_HEADER_BYTES)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from convpeft.data.characters import EMNIST_VARIANTS, load_emnist, load_mnist, load_mnist_and_letters
 from convpeft.data.cifar import CIFAR10, CIFAR100, load_cifar
+from convpeft.data.cifar_c import load_cifar_c
 from convpeft.data.datasets import Dataset, Parts
 from convpeft.data.folders import load_folder
 from convpeft.data.glyphs import GLYPH_SETS, load_glyphs
@@ -92,6 +93,10 @@ _SOURCES = {
     ),
     "cifar100": _public(
         "cifar100", "CIFAR-100, fine labels", 100, lambda r: load_cifar(r.root(), CIFAR100, skip_broken=r.skip_broken)
+    ),
+    "cifar-c": _Source(
+        SourceInfo("cifar-c:DIR", "published files of CIFAR-10-C or CIFAR-100-C, to measure on", False, None),
+        lambda request: load_cifar_c(_required(request)),
     ),
 } | {
     f"glyphs:{name}": _Source(

@@ -126,7 +126,7 @@ def evaluate_split(
     """
     images = dataset.split(split)
     if who == "adapter":
-        images = dataclasses.replace(images, labels=_labels_by_name(images, dataset, classifier.classes))
+        images = dataclasses.replace(images, labels=labels_by_name(images, dataset, classifier.classes))
     served = ImageBatches(images, classifier.preprocessing, batch_size=batch_size)
     with _as(classifier.model, who):
         predictions = predict_logits(classifier.model, served)
@@ -148,7 +148,7 @@ def _as(model: nn.Module, who: str) -> Generator[None]:
         yield
 
 
-def _labels_by_name(images: Split, dataset: Dataset, classes: tuple[str, ...]) -> NDArray[np.int64]:
+def labels_by_name(images: Split, dataset: Dataset, classes: tuple[str, ...]) -> NDArray[np.int64]:
     """Labels as positions among the model's classes, whatever their positions in the data."""
     position = {name: number for number, name in enumerate(classes)}
     counts = images.class_counts(len(dataset.classes))

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from convpeft.adapter_file import read_adapter
 from convpeft.attachment import attach
 from convpeft.data import Dataset, ImageBatches, find_duplicates, load_data
-from convpeft.data.augmentation import PRESETS
+from convpeft.data.augmentation import check_augmentation
 from convpeft.data.batches import CACHE_BYTES
-from convpeft.errors import ModelError, OptionError, nearest, one_line
+from convpeft.errors import ModelError, OptionError, one_line
 from convpeft.evaluation import predict_logits
 from convpeft.models import Preprocessing, load_model, notes_of, preprocessing_of, source_of
 from convpeft.planning import read_requests
@@ -234,10 +234,7 @@ def _check_names(recipe: Recipe) -> None:
     """Check what is only a name or an option before anything is read."""
     check_method(recipe.method)
     read_requests(recipe.method.name, recipe.method.options)
-    if recipe.data.augment not in PRESETS:
-        raise OptionError(
-            f"data.augment={recipe.data.augment!r} does not exist. {nearest(recipe.data.augment, PRESETS)}"
-        )
+    check_augmentation(recipe.data.augment)
     check_settings(recipe.train, count_processes())
     check_prefix(recipe)
 
