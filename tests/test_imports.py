@@ -22,6 +22,7 @@ LAYERS = (
         "canonical",
         "composing",
         "convolving",
+        "decompositions",
         "fingerprints",
         "folding",
         "forwards",
@@ -43,7 +44,7 @@ LAYERS = (
     {"attachment"},
     {"autotuning", "checking", "costing", "counting", "merging", "speed", "storage"},
     {"data", "models"},
-    {"deployment", "evaluation", "reporting", "training"},
+    {"compression", "deployment", "evaluation", "reporting", "training"},
     {"console"},
     {"commands", "demo"},
     {"cli", "web"},
@@ -55,7 +56,7 @@ METHOD_IMPORTS = {"adapters", "convolving", "errors", "low_rank", "sites"}
 # `also_train` means the method `full` on the layers it names.
 KNOWN_METHODS = {("convpeft.planning", "convpeft.methods.full")}
 # Within one layer: numbers and pages must not depend on how a run was made.
-FORBIDDEN = {("evaluation", "training"), ("reporting", "training")}
+FORBIDDEN = {("evaluation", "training"), ("reporting", "training"), ("compression", "training")}
 HEAVY = {"accelerate", "matplotlib", "pydantic", "timm", "torchmetrics", "torchvision"}
 
 

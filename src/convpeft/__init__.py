@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from convpeft.attachment import attach, detach, disabled, old_head, set_active
     from convpeft.autotuning import autotune
     from convpeft.checking import CheckReport, check
+    from convpeft.compression import Compression, compress
     from convpeft.costing import LayerCost, StepCost, TrainingCost, training_cost
     from convpeft.counting import Count, after_step, count, param_groups, penalty, plan_training, trainable_parameters
     from convpeft.errors import AdapterFileError, ConvpeftError, DataError, ModelError, OptionError, RunError
     from convpeft.kernels import KernelPlan
     from convpeft.merging import merge, merged
-    from convpeft.models import from_adapter, load_model
+    from convpeft.models import from_adapter, load_compressed, load_model
     from convpeft.selection import select
     from convpeft.sites import Site
     from convpeft.speed import kernels_of, set_kernels
@@ -32,12 +33,13 @@ _WHERE = {
     "attachment": ("attach", "detach", "disabled", "old_head", "set_active"),
     "autotuning": ("autotune",),
     "checking": ("CheckReport", "check"),
+    "compression": ("Compression", "compress"),
     "costing": ("LayerCost", "StepCost", "TrainingCost", "training_cost"),
     "counting": ("Count", "after_step", "count", "param_groups", "penalty", "plan_training", "trainable_parameters"),
     "errors": ("AdapterFileError", "ConvpeftError", "DataError", "ModelError", "OptionError", "RunError"),
     "kernels": ("KernelPlan",),
     "merging": ("merge", "merged"),
-    "models": ("from_adapter", "load_model"),
+    "models": ("from_adapter", "load_compressed", "load_model"),
     "selection": ("select",),
     "sites": ("Site",),
     "speed": ("kernels_of", "set_kernels"),
@@ -51,6 +53,7 @@ __all__ = [
     "AdapterFileError",
     "Branch",
     "CheckReport",
+    "Compression",
     "ConvpeftError",
     "Count",
     "DataError",
@@ -68,6 +71,7 @@ __all__ = [
     "attach",
     "autotune",
     "check",
+    "compress",
     "count",
     "detach",
     "disabled",
@@ -75,6 +79,7 @@ __all__ = [
     "kernels_of",
     "list_methods",
     "load",
+    "load_compressed",
     "load_model",
     "merge",
     "merged",
