@@ -12,7 +12,7 @@ from convpeft.catalog import read_catalog
 from convpeft.data import list_sources
 from measuring import measured
 
-COMMANDS = ("train", "evaluate", "predict", "merge", "inspect", "check", "methods", "datasets", "demo")
+COMMANDS = ("train", "evaluate", "predict", "merge", "inspect", "check", "methods", "datasets", "demo", "compress")
 
 
 def shell(*words: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn, cast
 import typer
 
 from convpeft._version import __version__
-from convpeft.cli import adapting, using
+from convpeft.cli import adapting, compressing, using
 from convpeft.errors import ConvpeftError, OptionError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.add_typer(adapting.app)
 app.add_typer(using.app)
+app.add_typer(compressing.app)
 
 # typer brings its own click and exports no name for the parent of this one
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])

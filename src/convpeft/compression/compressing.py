@@ -116,8 +116,10 @@ def compress(
     """Replace convolutions by thin ones, of the smallest ranks that keep the accuracy.
 
     First each layer alone: the smallest rank with which the network, all else whole, loses at most `drop`, by
-    bisection; a layer that has none below the size of its kernel stays. Then all together: their ranks grow by a
-    common step, again found by bisection, until the network with all of them thin loses at most `drop`.
+    bisection; a layer that has none below the size of its kernel stays. Then all together: each layer alone may lose
+    only a share of `drop`, the largest with which the network with all of them thin loses at most `drop`. Should even
+    a share of nothing be too much, all ranks grow by a common step until it does. The accuracy of a layer and a rank is
+    measured once.
 
     Args:
         model: The network; it is copied.
@@ -152,17 +154,15 @@ def compress(
     work = copy.deepcopy(model)
     work.__dict__.pop("_convpeft_source", None)  # an adapter on it must not record the base that it no longer is
     layers = {
-        path: Layer(path, work.get_submodule(path), method, seed)
-        for path, reason in refused.items()
-        if reason is None
+        path: Layer(path, work.get_submodule(path), method, seed) for path, reason in refused.items() if reason is None
     }
-    search, alone = Search(work, accuracy, candidates=candidates), dict[str, tuple[int, ...] | None]()
-    for number, (path, layer) in enumerate(layers.items()):
-        alone[path] = search.alone(layer, drop)
+    search, alone = Search(work, layers, accuracy, candidates=candidates), dict[str, tuple[int, ...] | None]()
+    for number, path in enumerate(layers):
+        alone[path] = search.alone(path, drop)
         if progress is not None:
             progress(path, number + 1, len(layers) + 1)
-    ranks = search.together(layers, {path: each for path, each in alone.items() if each is not None}, drop)
-    after = search.measure(layers, ranks)
+    ranks = search.together(drop)
+    after = search.measure(ranks)
     told = tuple(
         _told(work.get_submodule(site.path), site.path, refused[site.path], layers, ranks, alone) for site in sites
     )
@@ -184,7 +184,7 @@ def _told(
 ) -> CompressedLayer:
     shape, before = tuple(layer.weight.shape), _size(layer)
     if path not in ranks:
-        left = "no smaller one is within the drop" if alone.get(path) is None else "whole again beside the others"
+        left = "none that is smaller is within the drop" if alone.get(path) is None else "whole again beside the others"
         return CompressedLayer(path, shape, None, refused or left, alone.get(path), None, (before, before))
     after = _size(layers[path].built(ranks[path]))
     found = layers[path].decomposed(ranks[path])

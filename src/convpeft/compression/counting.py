@@ -50,8 +50,10 @@ def _counter(path: str, found: dict[str, int]) -> Any:
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         weight = cast(Tensor, layer.weight)
         # each position of the output, or of a transposed convolution's input, meets the whole weight once
-        positions = inputs[0].numel() // inputs[0].shape[1] if isinstance(layer, _ConvTransposeNd) else (
-            output.numel() // (output.shape[1] if isinstance(layer, _ConvNd) else output.shape[-1])
+        positions = (
+            inputs[0].numel() // inputs[0].shape[1]
+            if isinstance(layer, _ConvTransposeNd)
+            else (output.numel() // (output.shape[1] if isinstance(layer, _ConvNd) else output.shape[-1]))
         )
         found[path] = found.get(path, 0) + positions * weight.numel()
 

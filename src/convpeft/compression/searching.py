@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from convpeft.decompositions.forms import METHODS, Decomposed, Thin, decompose, size_of
 from convpeft.decompositions.replacing import replace_layer, thin_layers
 
+SHARES = (1.0, 0.5, 0.25, 0.125, 0.0)  # of the allowed drop, for each layer alone
 JOINT_STEPS = 16  # widths between the ranks of the layers alone and the whole layers
 
 
@@ -98,69 +100,86 @@ def smallest(passes: Callable[[int], bool], most: int, *, candidates: int | None
 class Search:
     """A network, its layers, and the accuracy of what becomes of it; the network is as before after each trial."""
 
-    def __init__(self, model: nn.Module, accuracy: Accuracy, *, candidates: int | None = None) -> None:
-        self._model, self._accuracy, self._candidates = model, accuracy, candidates
+    def __init__(
+        self, model: nn.Module, layers: Mapping[str, Layer], accuracy: Accuracy, *, candidates: int | None = None
+    ) -> None:
+        self._model, self._layers = model, layers
+        self._accuracy, self._candidates = accuracy, candidates
+        self._known: dict[tuple[str, str, tuple[int, ...]], float] = {}
         self.trials = 0
-        self.base = self.measure({}, {})
+        self.base = self.measure({})
 
-    def measure(self, layers: Mapping[str, Layer], ranks: Ranks) -> float:
+    def measure(self, ranks: Ranks) -> float:
         """Accuracy with these layers thin."""
-        replaced: list[tuple[str, nn.Module]] = []
-        try:
-            for path, each in ranks.items():
-                replaced.append((path, replace_layer(self._model, path, layers[path].built(each))))
-            self.trials += 1
-            return self._accuracy(self._model)
-        finally:
-            for path, old in replaced:
-                replace_layer(self._model, path, old)
+        return self._measure({path: self._layers[path].built(each) for path, each in ranks.items()})
 
-    def alone(self, layer: Layer, drop: float) -> tuple[int, ...] | None:
-        """The smallest ranks of one layer within the drop; None where none saves parameters.
+    def alone(self, path: str, drop: float) -> tuple[int, ...] | None:
+        """The smallest ranks of one layer within the drop, all else whole; None where none saves parameters.
 
         `tucker-cpd` has two searches: the Tucker ranks within half of the drop, then the terms of the core.
         """
-
-        def holds(ranks: tuple[int, ...], share: float = 1.0) -> bool:
-            return self.measure({layer.path: layer}, {layer.path: ranks}) >= self.base - share * drop
-
-        def search(ranks_of: Callable[[int], tuple[int, ...]], most: int, share: float = 1.0) -> int | None:
-            return smallest(lambda n: holds(ranks_of(n), share), most, candidates=self._candidates)
-
+        layer = self._layers[path]
         out, into = layer.shape[:2]
-        if layer.method in ("cpd", "cpd-epc"):
-            terms = search(lambda n: (n,), largest_rank(layer, ()))
-            return None if terms is None else (terms,)
+
+        def search(ranks_of: Callable[[int], tuple[int, ...]], most: int) -> tuple[int, ...] | None:
+            found = smallest(lambda n: self._holds(layer, ranks_of(n), drop), most, candidates=self._candidates)
+            return None if found is None else ranks_of(found)
+
         if layer.method == "tucker":
-            width = search(lambda n: tucker_ranks(out, into, n), largest_width(layer))
-            return None if width is None else tucker_ranks(out, into, width)
-        bases = Layer(layer.path, layer.layer, "tucker", layer.seed)
+            return search(lambda n: tucker_ranks(out, into, n), largest_width(layer))
+        if layer.method != "tucker-cpd":
+            return search(lambda n: (n,), largest_rank(layer, ()))
+        bases = dataclasses.replace(layer, method="tucker")
         width = smallest(
-            lambda n: self.measure({layer.path: bases}, {layer.path: tucker_ranks(out, into, n)})
-            >= self.base - drop / 2,
+            lambda n: self._holds(bases, tucker_ranks(out, into, n), drop / 2),
             max(out, into) - 1,
             candidates=self._candidates,
         )
         pair = (out, into) if width is None else tucker_ranks(out, into, width)
-        terms = search(lambda n: (*pair, n), largest_rank(layer, pair))
-        return None if terms is None else (*pair, terms)
+        return search(lambda n: (*pair, n), largest_rank(layer, pair))
 
-    def together(self, layers: Mapping[str, Layer], ranks: Ranks, drop: float) -> dict[str, tuple[int, ...]]:
-        """Widen all layers by one common step until the whole network is within the drop.
+    def together(self, drop: float) -> dict[str, tuple[int, ...]]:
+        """The ranks of all layers with which the whole network is within the drop.
 
-        Step s of 16 takes each rank s/16 of the way to the one at which the layer saves nothing; there the layer
-        stays whole. The smallest step that passes is found by bisection; the last is the network as it was.
+        Each layer alone may lose a share of the drop: all of it, a half, a quarter, an eighth, nothing. The largest
+        share that keeps the whole network within the drop is found by bisection. Where none does, all ranks of the
+        last one grow by a common step: step s of 16 takes each s/16 of the way to where the layer saves nothing, and
+        stays whole. The smallest step is found by bisection too; the last is the network as it was.
         """
 
-        def widened(step: int) -> dict[str, tuple[int, ...]]:
-            found = {path: widen(layers[path], each, step / JOINT_STEPS) for path, each in ranks.items()}
-            return {path: each for path, each in found.items() if each is not None}
+        def shared(number: int) -> dict[str, tuple[int, ...]]:  # numbers start at one
+            found = {path: self.alone(path, SHARES[number - 1] * drop) for path in self._layers}
+            return {path: ranks for path, ranks in found.items() if ranks is not None}
 
-        def passes(number: int) -> bool:  # numbers start at one, steps at none
-            chosen = widened(number - 1)
-            return not chosen or self.measure(layers, chosen) >= self.base - drop
+        def widened(number: int) -> dict[str, tuple[int, ...]]:
+            share, start = (number - 1) / JOINT_STEPS, shared(len(SHARES))
+            found = {path: widen(self._layers[path], ranks, share) for path, ranks in start.items()}
+            return {path: ranks for path, ranks in found.items() if ranks is not None}
 
-        return widened((smallest(passes, JOINT_STEPS + 1) or JOINT_STEPS + 1) - 1)
+        def fits(ranks: Ranks) -> bool:
+            return not ranks or self.measure(ranks) >= self.base - drop
+
+        level = smallest(lambda n: fits(shared(n)), len(SHARES))
+        if level is not None:
+            return shared(level)
+        return widened(smallest(lambda n: fits(widened(n)), JOINT_STEPS + 1) or JOINT_STEPS + 1)
+
+    def _holds(self, layer: Layer, ranks: tuple[int, ...], drop: float) -> bool:
+        key = (layer.path, layer.method, ranks)
+        if key not in self._known:
+            self._known[key] = self._measure({layer.path: layer.built(ranks)})
+        return self._known[key] >= self.base - drop
+
+    def _measure(self, thin: Mapping[str, nn.Module]) -> float:
+        self.trials += 1
+        replaced: list[tuple[str, nn.Module]] = []
+        try:
+            for path, new in thin.items():
+                replaced.append((path, replace_layer(self._model, path, new)))
+            return self._accuracy(self._model)
+        finally:
+            for path, old in replaced:
+                replace_layer(self._model, path, old)
 
 
 def widen(layer: Layer, ranks: tuple[int, ...], share: float) -> tuple[int, ...] | None:

@@ -41,6 +41,7 @@ def balanced(factors: Factors) -> Factors:
     shared = (term_norms(factors).square() / (sizes[0] * sizes[1] * sizes[2])) ** (1 / 6)  # (rank,)
     tiny = 1e-150
     a, b, c = (
-        each * (shared * size**0.5 / each.norm(dim=0).clamp_min(tiny)) for each, size in zip(factors, sizes, strict=True)
+        each * (shared * size**0.5 / each.norm(dim=0).clamp_min(tiny))
+        for each, size in zip(factors, sizes, strict=True)
     )
     return a, b, c

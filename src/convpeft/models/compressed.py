@@ -50,7 +50,9 @@ class CompressedFile:
             layer = dict(model.named_modules()).get(path, model)
             weight = getattr(layer, "weight", None)
             if layer is model or not isinstance(weight, Tensor) or weight.ndim < 3:
-                raise ModelError(f"{self.path}: the base has no convolution {path!r}. Build the one that was compressed.")
+                raise ModelError(
+                    f"{self.path}: the base has no convolution {path!r}. Build the one that was compressed."
+                )
             shapes = shapes_of(tuple(weight.shape), thin)
             found = tuple(
                 tuple(self.tensors[key].shape)
@@ -208,7 +210,9 @@ def _description(path: Path) -> object:
     except ConvpeftError:
         raise
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise AdapterFileError(f"{path}: its description cannot be read ({one_line(error, 120)}). Get it again.") from None
+        raise AdapterFileError(
+            f"{path}: its description cannot be read ({one_line(error, 120)}). Get it again."
+        ) from None
 
 
 def _layers(record: object, path: Path) -> dict[str, Thin]:
@@ -223,7 +227,12 @@ def _layers(record: object, path: Path) -> dict[str, Thin]:
         known = isinstance(form, str) and form in RANKS
         numbers = cast("list[object]", ranks) if isinstance(ranks, list) else []
         whole = [cast(int, each) for each in numbers if is_whole(each) and 1 <= cast(int, each) <= 1 << 20]
-        if not known or not isinstance(name, str) or len(whole) != len(numbers) or len(whole) != RANKS[cast(Form, form)]:
+        if (
+            not known
+            or not isinstance(name, str)
+            or len(whole) != len(numbers)
+            or len(whole) != RANKS[cast(Form, form)]
+        ):
             raise AdapterFileError(
                 f"{where}: expected a form of {', '.join(RANKS)} and its whole ranks, got {shown(form)} {shown(ranks)}."
             )
