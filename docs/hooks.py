@@ -26,6 +26,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     config.nav = [
         {"Home": "index.md"},
         "concepts.md",
+        "compression.md",
         "promises.md",
         {"Methods": _folder("methods", paths)},
         "reference.md",

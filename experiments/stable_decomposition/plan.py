@@ -100,3 +100,9 @@ def cases(budget: Budget) -> list[dict[str, Any]]:
             for method, drop in budget.imagenet
         ]
     return found
+
+
+def cases_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cases of a budget as it lies in the results."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    return cases(Budget(**values))
