@@ -42,16 +42,22 @@ def _head(content: dict[str, Any]) -> Iterator[str]:
     budget = content["budget"]
     yield "# Stable decompositions for compression"
     yield (
-        "Convolutions of trained networks become chains of thin ones, after Phan et al. 2020 (arXiv 2008.05441): plain CPD, "
-        "CPD with the error-preserving correction, Tucker-2, and Tucker-2 with a corrected CPD of its core. How the ranks "
+        "Convolutions of trained networks become chains of thin ones, after Phan et al. 2020 (arXiv "
+        "2008.05441): plain CPD, "
+        "CPD with the error-preserving correction, Tucker-2, and Tucker-2 with a corrected CPD of its core. How "
+        "the ranks "
         "are found is in [Compression](../compression.md)."
     )
     yield (
-        f"Budget `{content['name']}`: on CIFAR-10, {budget['choosing']:,} images of the training split choose the ranks and "
-        f"the epoch, {budget['training']:,} others restore ({budget['epochs']} epochs, `full` and `lora` of rank 4, no "
-        f"augmentation, everything else default), and {budget['testing']:,} of the test split judge; these networks were trained on "
+        f"Budget `{content['name']}`: on CIFAR-10, {budget['choosing']:,} images of the training split choose "
+        f"the ranks and "
+        f"the epoch, {budget['training']:,} others restore ({budget['epochs']} epochs, `full` and `lora` of "
+        f"rank 4, no "
+        f"augmentation, everything else default), and {budget['testing']:,} of the test split judge; these "
+        f"networks were trained on "
         "all of the training split, the choosing images too. "
-        f"On ImageNet, {budget['choosing_imagenet']:,} of one half of a sample of 1,000 images, one a class, choose, and "
+        f"On ImageNet, {budget['choosing_imagenet']:,} of one half of a sample of 1,000 images, one a class, "
+        f"choose, and "
         "the other half judges; the network may have been trained on them. Intervals are Wilson's at 95 %; a "
         "difference has that of a paired bootstrap on the same images."
     )
@@ -63,12 +69,15 @@ def _equal_ranks(content: dict[str, Any]) -> Iterator[str]:
         return
     yield "## At equal ranks: what the correction changes"
     yield (
-        "Every layer has the same share of the largest rank that saves parameters; nothing is searched. Sensitivity and the "
-        "largest term (its norm over the kernel's) are medians over the layers, and in brackets the largest; the sensitivity of both "
+        "Every layer has the same share of the largest rank that saves parameters; nothing is searched. "
+        "Sensitivity and the "
+        "largest term (its norm over the kernel's) are medians over the layers, and in brackets the largest; "
+        "the sensitivity of both "
         "has balanced lengths, so none of the difference is scaling."
     )
     rows = [
-        "| network | share | seed | method | error | sensitivity | largest term | thin | restored, full | restored, lora |",
+        "| network | share | seed | method | error | sensitivity | largest term | thin | restored, full | "
+        "restored, lora |",
         "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for line in lines:
@@ -109,19 +118,24 @@ def _searched(content: dict[str, Any], figures: Sequence[str]) -> Iterator[str]:
     yield "## Ranks by search: operations and parameters against accuracy"
     yield from (f"![{name}]({NAME}/{name}.png)" for name in figures)
     rows = [
-        "| network | allowed drop | seed | method | parameters | multiplications | thin layers | before | thin | full | lora |",
+        "| network | allowed drop | seed | method | parameters | multiplications | thin layers | before | thin "
+        "| full | lora |",
         "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for line in sorted(lines, key=lambda each: (each["network"], each["setting"], each["seed"], METHODS.index(each["method"]))):
+    for line in sorted(
+        lines, key=lambda each: (each["network"], each["setting"], each["seed"], METHODS.index(each["method"]))
+    ):
         thin = sum(each["ranks"] is not None for each in line["layers"])
         rows.append(
             f"| {line['network']} | {100 * line['setting']:g} | {line['seed']} | `{line['method']}` "
-            f"| {_ratio(line['parameters'])} | {_ratio(line['multiplications'])} | {thin} | {_accuracy(line['before'])} "
+            f"| {_ratio(line['parameters'])} | {_ratio(line['multiplications'])} | {thin} | "
+            f"{_accuracy(line['before'])} "
             f"| {_accuracy(line['thin'])} | " + " | ".join(_restored(line, method) for method in RESTORING) + " |"
         )
     yield "\n".join(rows)
     yield (
-        "The allowed drop is in points, on the choosing images. Parameters and multiplications are those of the whole "
+        "The allowed drop is in points, on the choosing images. Parameters and multiplications are those of the "
+        "whole "
         "network: the share that is left, and how many times fewer that is. `full` and `lora`: after restoring."
     )
 
@@ -133,11 +147,16 @@ def _missing(content: dict[str, Any]) -> Iterator[str]:
     if missing:
         yield f"Of this budget, {len(missing)} of {len(missing) + len(held)} cases are not measured yet."
     yield (
-        "VGG-16, ResNet-18 and ResNet-50 on the ImageNet validation set, where the paper reports 5.26, 3.09 and 2.64 times fewer "
-        "operations for 0.92, 0.69 and 1.47 points of top-1 accuracy, are not testable here: neither the images nor the "
-        "weights are at hand. With them: `convpeft compress torchvision/resnet18 --data folder:IMAGENET --accuracy-drop 0.01 "
-        "--out resnet18.safetensors`, then `convpeft train --model compressed:resnet18.safetensors --data folder:IMAGENET "
-        "--method full --set model.keep_head=true --out runs/restored`. The paper allows its drop (EPS) to each layer "
+        "VGG-16, ResNet-18 and ResNet-50 on the ImageNet validation set, where the paper reports 5.26, 3.09 and "
+        "2.64 times fewer "
+        "operations for 0.92, 0.69 and 1.47 points of top-1 accuracy, are not testable here: neither the images "
+        "nor the "
+        "weights are at hand. With them: `convpeft compress torchvision/resnet18 --data folder:IMAGENET "
+        "--accuracy-drop 0.01 "
+        "--out resnet18.safetensors`, then `convpeft train --model compressed:resnet18.safetensors --data "
+        "folder:IMAGENET "
+        "--method full --set model.keep_head=true --out runs/restored`. The paper allows its drop (EPS) to each "
+        "layer "
         "alone; here it is allowed to the whole network."
     )
 

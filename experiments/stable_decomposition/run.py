@@ -24,7 +24,6 @@ def run(data: Path, weights: Path, folder: Path, *, name: str) -> None:
     """Measure the cases that the results do not hold yet, and write them after each."""
     import torch
     from images import digest, imagenet_halves, write_cifar
-    from measuring import Remembered, file_digest, measure
     from plan import BUDGETS, WEIGHTS, cases
 
     import convpeft
@@ -33,6 +32,7 @@ def run(data: Path, weights: Path, folder: Path, *, name: str) -> None:
     from convpeft.models import preprocessing_of
     from convpeft.reporting import write_whole
     from convpeft.training.results import versions
+    from measuring import Remembered, file_digest, measure
 
     torch.set_num_threads(1)
     budget, path = BUDGETS[name], folder / RESULTS
@@ -65,9 +65,7 @@ def run(data: Path, weights: Path, folder: Path, *, name: str) -> None:
                 judge = Judge(parts[0], preprocessing_of(model), classes=classes)
                 ready[network, seed] = (model, Remembered(judge.accuracy), parts[1], classes, restore_on)
             model, accuracy, test, classes, restore_on = ready[network, seed]
-            line = measure(
-                case, model, accuracy, test, budget, classes=classes, restore_on=restore_on, work=work
-            )
+            line = measure(case, model, accuracy, test, budget, classes=classes, restore_on=restore_on, work=work)
             content["lines"].append(line)
             write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
             told = {key: f"{each['accuracy']:.2%}" for key, each in line["restored"].items()}

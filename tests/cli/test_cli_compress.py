@@ -90,9 +90,7 @@ def test_test_figures_are_those_of_the_saved_network(thin, trained):
     out, facts, _ = thin
     base = load_model("small-cnn", weights=trained / "base.pth")
     assert facts["test"]["before"]["accuracy"] == pytest.approx(accuracy(base, trained, "test"))
-    assert facts["test"]["after"]["accuracy"] == pytest.approx(
-        accuracy(convpeft.load_compressed(out), trained, "test")
-    )
+    assert facts["test"]["after"]["accuracy"] == pytest.approx(accuracy(convpeft.load_compressed(out), trained, "test"))
     low, high = facts["test"]["after"]["interval"]
     assert low < facts["test"]["after"]["accuracy"] < high
 

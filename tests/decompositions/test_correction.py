@@ -68,6 +68,4 @@ def test_scale_of_the_tensor_does_not_matter():
     plain = cpd(target, 15)
     a, b, c = plain
     large = corrected(1e9 * target, (1e9 * a, b, c))
-    torch.testing.assert_close(
-        reconstruct(large) / 1e9, reconstruct(corrected(target, plain)), rtol=1e-5, atol=1e-7
-    )
+    torch.testing.assert_close(reconstruct(large) / 1e9, reconstruct(corrected(target, plain)), rtol=1e-5, atol=1e-7)

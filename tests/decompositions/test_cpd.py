@@ -1,5 +1,6 @@
 """Alternating least squares: it recovers what is exact, never gets worse, and is no worse than another library's."""
 
+import itertools
 import warnings
 
 import numpy as np
@@ -35,7 +36,7 @@ def test_tensor_of_exact_rank_is_recovered(rank):
 def test_error_never_grows_with_the_iterations():
     target = tensor(12, 10, 9)
     errors = [relative_error(target, reconstruct(cpd(target, 20, iterations=n, tolerance=-1.0))) for n in range(1, 30)]
-    assert all(after <= before + 1e-12 for before, after in zip(errors, errors[1:], strict=False))
+    assert all(after <= before + 1e-12 for before, after in itertools.pairwise(errors))
     assert errors[-1] < errors[0] - 0.01
 
 

@@ -74,7 +74,9 @@ def test_thin_network_equals_the_convolution_with_the_reconstructed_kernel(drawn
     flat = [number for pair in reversed(sides) for number in pair]
     padded = functional.pad(images, flat, mode=MODES[layer.padding_mode]) if any(flat) else images
     convolve = (functional.conv1d, functional.conv2d)[axes - 1]
-    assume(all(p >= d * (k - 1) + 1 for p, d, k in zip(padded.shape[2:], layer.dilation, layer.kernel_size, strict=True)))
+    assume(
+        all(p >= d * (k - 1) + 1 for p, d, k in zip(padded.shape[2:], layer.dilation, layer.kernel_size, strict=True))
+    )
     wanted = convolve(padded, kernel, chain[-1].bias, layer.stride, 0, layer.dilation)
     torch.testing.assert_close(chain(images), wanted, **EXACT)
 
@@ -126,7 +128,9 @@ def test_layer_with_a_hook_is_left_alone():
 
 
 def test_grouped_layer_is_refused():
-    with pytest.raises(ModelError, match="cannot be replaced by thin convolutions: expected an nn.Conv1d, nn.Conv2d or"):
+    with pytest.raises(
+        ModelError, match=r"cannot be replaced by thin convolutions: expected an nn\.Conv1d, nn\.Conv2d or"
+    ):
         thin_layers(nn.Conv2d(4, 4, 3, groups=2), Thin("cp", (1,)))
 
 
@@ -140,7 +144,8 @@ def test_layer_that_is_used_twice_is_replaced_twice():
 
 
 @pytest.mark.parametrize(
-    ("path", "words"), [("nowhere", "'nowhere': this model has none"), ("", "the model is one layer and cannot be replaced")]
+    ("path", "words"),
+    [("nowhere", "'nowhere': this model has none"), ("", "the model is one layer and cannot be replaced")],
 )
 def test_layer_that_is_not_there_is_an_error(path, words):
     with pytest.raises(ModelError, match=words):

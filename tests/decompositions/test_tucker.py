@@ -57,7 +57,9 @@ def test_tucker_cpd_with_full_ranks_approaches_the_tensor():
     assert float((found.reconstruct() - target).norm()) < 0.02 * float(target.norm())
 
 
-@pytest.mark.parametrize(("method", "ranks"), [("cpd", (7,)), ("cpd-epc", (7,)), ("tucker", (4, 3)), ("tucker-cpd", (4, 3, 6))])
+@pytest.mark.parametrize(
+    ("method", "ranks"), [("cpd", (7,)), ("cpd-epc", (7,)), ("tucker", (4, 3)), ("tucker-cpd", (4, 3, 6))]
+)
 def test_reported_error_is_that_of_the_weights(method, ranks):
     weight = tensor(8, 6, 3, 3)
     found = decompose(weight, method, ranks)

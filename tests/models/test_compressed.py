@@ -149,7 +149,7 @@ def source_record(source: str) -> dict[str, object]:
 
 def test_plain_weights_file_is_refused(tmp_path):
     save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
-    with pytest.raises(AdapterFileError, match="tells nothing of compressed layers. Give a file that"):
+    with pytest.raises(AdapterFileError, match=r"tells nothing of compressed layers\. Give a file that"):
         load_model(f"compressed:{tmp_path / 'a.safetensors'}")
 
 
@@ -160,7 +160,7 @@ def test_description_that_is_no_json_is_refused(tmp_path):
 
 
 def test_file_that_is_not_named_is_an_error():
-    with pytest.raises(ModelError, match="model 'compressed': names no file. Give compressed:FILE"):
+    with pytest.raises(ModelError, match=r"model 'compressed': names no file\. Give compressed:FILE"):
         load_model("compressed")
 
 
