@@ -193,7 +193,7 @@ def _layer_rows(facts: dict[str, Any], done: Compression) -> list[tuple[str, ...
     return rows
 
 
-def _total_rows(facts: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def _total_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
     from convpeft.reporting import format_interval
 
     def ratio(pair: Sequence[int]) -> str:

@@ -186,14 +186,14 @@ def widen(layer: Layer, ranks: tuple[int, ...], share: float) -> tuple[int, ...]
     """Ranks that share of the way to those which save nothing; None where the layer had better stay whole."""
     if share >= 1:
         return None
-    bases = ranks[:2] if len(ranks) > 1 else ()
-    pair = tuple(
-        rank + math.floor(share * (most - rank)) for rank, most in zip(bases, layer.shape[:2], strict=len(bases) == 2)
-    )
+    *bases, last = ranks
     if len(ranks) == 2:
+        pair = tuple(
+            rank + math.floor(share * (most - rank)) for rank, most in zip(ranks, layer.shape[:2], strict=True)
+        )
         return pair if layer.saves(pair) else None
-    most = largest_rank(layer, pair)
-    terms = ranks[-1] + math.floor(share * max(most + 1 - ranks[-1], 0))
+    pair = tuple(rank + math.floor(share * (most - rank)) for rank, most in zip(bases, layer.shape, strict=False))
+    terms = last + math.floor(share * max(largest_rank(layer, pair) + 1 - last, 0))
     return (*pair, terms) if layer.saves((*pair, terms)) else None
 
 
