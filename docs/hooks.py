@@ -33,6 +33,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "ecosystem.md",
         "comparing.md",
         "robustness.md",
+        "compression.md",
         "promises.md",
         {"Methods": _folder("methods", paths)},
         "reference.md",

@@ -23,6 +23,7 @@ LAYERS = (
         "canonical",
         "composing",
         "convolving",
+        "decompositions",
         "fingerprints",
         "folding",
         "forwards",
@@ -47,7 +48,7 @@ LAYERS = (
     {"attachment"},
     {"autotuning", "bank", "checking", "costing", "counting", "merging", "speed", "storage", "summing"},
     {"data", "models"},
-    {"combining", "deployment", "evaluation", "reporting", "training"},
+    {"combining", "compression", "deployment", "evaluation", "reporting", "training"},
     {"comparing"},
     {"console"},
     {"commands", "demo"},
@@ -60,7 +61,7 @@ METHOD_IMPORTS = {"adapters", "convolving", "errors", "low_rank", "sites"}
 # `also_train` means the method `full` on the layers it names.
 KNOWN_METHODS = {("convpeft.planning", "convpeft.methods.full")}
 # Within one layer: numbers and pages must not depend on how a run was made.
-FORBIDDEN = {("evaluation", "training"), ("reporting", "training")}
+FORBIDDEN = {("evaluation", "training"), ("reporting", "training"), ("compression", "training")}
 HEAVY = {"accelerate", "matplotlib", "pydantic", "timm", "torchmetrics", "torchvision"}
 
 

@@ -31,6 +31,10 @@ def from_adapter():
     with contextlib.suppress(convpeft.ConvpeftError):  # random weights are not those of the file
         convpeft.from_adapter(convpeft.save(model, folder + "/sourced"))
 
+def compressed():
+    model = convpeft.load_model("small-cnn", pretrained=False)
+    return convpeft.compress(model, lambda model: 1.0, candidates=1).save(folder + "/thin.safetensors")
+
 def use(context):
     with context:
         pass
@@ -45,6 +49,7 @@ USES = {
     "autotune": "convpeft.autotune(adapted(), torch.ones(2, 3, 3, 3))",
     "check": "convpeft.check(network(), example=torch.ones(2, 3, 3, 3))",
     "combine": "convpeft.combine([saved()], out=folder + '/sum')",
+    "compress": "compressed()",
     "count": "convpeft.count(adapted())",
     "detach": "convpeft.detach(adapted())",
     "disabled": "use(convpeft.disabled(adapted()))",
@@ -52,6 +57,7 @@ USES = {
     "kernels_of": "convpeft.kernels_of(adapted())",
     "list_methods": "convpeft.list_methods()",
     "load": "convpeft.load(network(), saved())",
+    "load_compressed": "convpeft.load_compressed(compressed())",
     "load_model": "convpeft.load_model('small-cnn', pretrained=False)",
     "merge": "convpeft.merge(adapted())",
     "merged": "convpeft.merged(adapted())",

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from convpeft.bank import Bank
     from convpeft.checking import CheckReport, check
     from convpeft.combining import combine
+    from convpeft.compression import Compression, compress
     from convpeft.costing import LayerCost, StepCost, TrainingCost, training_cost
     from convpeft.counting import Count, after_step, count, param_groups, penalty, plan_training, trainable_parameters
     from convpeft.errors import AdapterFileError, ConvpeftError, DataError, ModelError, OptionError, RunError
     from convpeft.kernels import KernelPlan
     from convpeft.merging import merge, merged
-    from convpeft.models import from_adapter, load_model
+    from convpeft.models import from_adapter, load_compressed, load_model
     from convpeft.selection import select
     from convpeft.sites import Site
     from convpeft.speed import kernels_of, set_kernels
@@ -36,12 +37,13 @@ _WHERE = {
     "bank": ("Bank",),
     "checking": ("CheckReport", "check"),
     "combining": ("combine",),
+    "compression": ("Compression", "compress"),
     "costing": ("LayerCost", "StepCost", "TrainingCost", "training_cost"),
     "counting": ("Count", "after_step", "count", "param_groups", "penalty", "plan_training", "trainable_parameters"),
     "errors": ("AdapterFileError", "ConvpeftError", "DataError", "ModelError", "OptionError", "RunError"),
     "kernels": ("KernelPlan",),
     "merging": ("merge", "merged"),
-    "models": ("from_adapter", "load_model"),
+    "models": ("from_adapter", "load_compressed", "load_model"),
     "selection": ("select",),
     "sites": ("Site",),
     "speed": ("kernels_of", "set_kernels"),
@@ -56,6 +58,7 @@ __all__ = [
     "Bank",
     "Branch",
     "CheckReport",
+    "Compression",
     "ConvpeftError",
     "Count",
     "DataError",
@@ -74,6 +77,7 @@ __all__ = [
     "autotune",
     "check",
     "combine",
+    "compress",
     "count",
     "detach",
     "disabled",
@@ -81,6 +85,7 @@ __all__ = [
     "kernels_of",
     "list_methods",
     "load",
+    "load_compressed",
     "load_model",
     "merge",
     "merged",

@@ -151,6 +151,35 @@ def counting(total: int, *, quiet: bool = False) -> Generator[Callable[[str, int
         yield lambda what, images: bar.update(task, description=what, advance=images)
 
 
+class Steps:
+    """A bar over steps of unequal length, each with a name."""
+
+    def __init__(self, what: str, *, quiet: bool = False) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=quiet or not console.is_terminal,
+        )
+        self._task = self._progress.add_task(what, total=None)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, what: str, done: int, total: int) -> None:
+        """So many steps are done, the last of them this one."""
+        self._progress.update(self._task, description=_as_text(what), completed=done, total=total)
+
+
 def command_line() -> list[str]:
     """The command that is running, as it would be typed, for reports."""
     return ["convpeft", *sys.argv[1:]]

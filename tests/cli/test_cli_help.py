@@ -28,6 +28,7 @@ COMMANDS = (
     "push",
     "compare",
     "robustness",
+    "compress",
 )
 
 

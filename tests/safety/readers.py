@@ -35,7 +35,7 @@ from convpeft.deployment.onnx_file import load_onnx
 from convpeft.evaluation.inference import load_classifier
 from convpeft.fingerprints import tensor_digest
 from convpeft.hub_address import HubAddress
-from convpeft.models import Preprocessing, load_model
+from convpeft.models import Preprocessing, compressed, load_model
 from convpeft.models.weights import read_weights
 from convpeft.planning import read_requests
 from convpeft.training.checkpoints import capture, read_checkpoint, reinstate, write_checkpoint
@@ -130,6 +130,35 @@ def sign_description(content: bytes) -> bytes:
         return json.dumps(config | {"digest": description_digest(config)}).encode()
     except (ValueError, TypeError, AttributeError, RecursionError):
         return content
+
+
+@cache
+def _compressed() -> dict[str, bytes]:
+    import tempfile
+
+    torch.manual_seed(0)
+    done = convpeft.compress(load_model("small-cnn", pretrained=False), lambda model: 1.0, candidates=1)
+    with tempfile.TemporaryDirectory() as folder:
+        return {"thin": done.save(Path(folder) / "thin.safetensors").read_bytes()}
+
+
+def sign_compressed(content: bytes) -> bytes:
+    """Write the digest of altered tensors into the description of a compressed file."""
+    try:
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+        told = json.loads(header["__metadata__"][compressed.KEY])
+        told["digest"] = compressed._digest(load(content))
+        header["__metadata__"][compressed.KEY] = json.dumps(told)
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + content[8 + size :]
+    except Exception:  # whatever is wrong with it is for the reader to find
+        return content
+
+
+def _load_compressed(folder: Path) -> object:
+    model = convpeft.load_compressed(folder / "x.safetensors")
+    return {key: tensor_digest(value) for key, value in model.state_dict().items()}
 
 
 def _load_classifier(folder: Path) -> object:
@@ -514,6 +543,17 @@ READERS = {
         ),
         Reader("measurements", ("convpeft.autotuning:read_times",), "kernels.json", _read_times, samples.measurements),
         Reader("lock", ("convpeft.training.locking:_read",), LOCK, _take_lock, samples.locks),
+        *(
+            Reader(
+                name,
+                ("convpeft.models.compressed:_description",),
+                "x.safetensors",
+                _load_compressed,
+                _compressed,
+                sign=sign,
+            )
+            for name, sign in (("compressed", bytes), ("compressed-signed", sign_compressed))
+        ),
         Reader(
             "weights-safetensors",
             _WEIGHTS[:1],

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn, cast
 import typer
 
 from convpeft._version import __version__
-from convpeft.cli import adapting, combining, comparing, deploying, patching, robustness, sharing, using
+from convpeft.cli import adapting, combining, comparing, compressing, deploying, patching, robustness, sharing, using
 from convpeft.errors import ConvpeftError, OptionError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.add_typer(patching.app)
 app.add_typer(combining.app)
 app.add_typer(sharing.app)
 app.add_typer(comparing.app)
+app.add_typer(compressing.app)
 
 # typer brings its own click and exports no name for the parent of this one
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])

@@ -22,6 +22,7 @@ _SOURCES = (
     ("cifar-resnet/DEPTH", "a thin ResNet for 32x32 images: 20, 32, 44 or 56 layers (weights from a file)"),
     ("mobilenetv1/WIDTH", "MobileNetV1 with BatchNorm, for example mobilenetv1/0.75 (weights from a file)"),
     ("small-cnn", "two convolutions, a projection and a classifier for 28x28 grey images (weights from a file)"),
+    ("compressed:FILE", "a network that `convpeft compress` wrote, on the base that the file names"),
     ("PACKAGE.MODULE:FUNCTION", "your own Python function that returns an nn.Module; its module is imported"),
 )
 _WIDTH = re.compile(r"[0-9](\.[0-9]{1,3})?")
@@ -63,7 +64,7 @@ def load_model(
     """
     _check_arguments(source, num_classes=num_classes, in_channels=in_channels)
     # Opened after the source is known to be right, read before anything is built.
-    network = _network(source)
+    network = network_of(source, weights=weights)
     if weights is not None:
         from convpeft.models.network import load_state
         from convpeft.models.weights import read_weights
@@ -148,10 +149,25 @@ def _check_arguments(source: object, *, num_classes: object, in_channels: object
         raise OptionError(f"in_channels: expected a whole number from 1 to {MAX_CHANNELS}, got {shown(in_channels)}.")
 
 
-def _network(source: str) -> Network:
-    """Find out what a source string names; only a user's own function is imported from outside."""
+def network_of(source: str, *, weights: str | Path | None = None) -> Network:
+    """Find out what a source string names; only a user's own function is imported from outside.
+
+    Args:
+        source: The string.
+        weights: Where the file of a compressed network lies now; of no other source.
+
+    Raises:
+        ModelError: If it names nothing that is known.
+    """
     kind, slash, name = source.partition("/")
     try:
+        if source == "compressed" or (source.startswith("compressed:") and source.endswith(".safetensors")):
+            from convpeft.models.compressed import compressed_network
+
+            file = weights if weights is not None else source.partition(":")[2]
+            if not file:
+                raise ModelError("model 'compressed': names no file. Give compressed:FILE, or the file as weights.")
+            return compressed_network(file)
         if kind == "timm" and slash:
             from convpeft.models.timm_models import timm_network
 
