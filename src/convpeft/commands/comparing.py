@@ -125,7 +125,8 @@ def dry_run_grid(grid: Grid, out: Path, *, workers: int, as_json: bool) -> None:
     trials = sum(study.trials for study in grid.studies)
     seconds = [row["measured"]["seconds"] for row in rows.values() if "measured" in row]
     estimate = len(left) * mean(seconds) / workers if seconds else None
-    epochs = sum((job.cell or job.study).recipe.train.epochs for job in left if job.cell or job.study)
+    asked = [job.cell or job.study for job in left]
+    epochs = sum(each.recipe.train.epochs for each in asked if each is not None)
     facts = {
         "arms": list(grid.arms),
         "baseline": grid.baseline,

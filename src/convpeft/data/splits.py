@@ -44,9 +44,9 @@ def complete(
             f"data '{spec}': has one class ({', '.join(parts.classes)}), expected two or more. Add another class."
         )
     made = tuple(name for name in ("test", "val") if name not in splits)
-    for name, fraction in (("test", test_fraction), ("val", val_fraction)):
+    for name, share in (("test", test_fraction), ("val", val_fraction)):
         if name in made:
-            splits["train"], splits[name] = _cut(spec, splits["train"], name, fraction, seed, notes)
+            splits["train"], splits[name] = _cut(spec, splits["train"], name, share, seed, notes)
     dataset = Dataset(spec, parts.classes, splits["train"], splits["val"], splits["test"])
     notes += _check_classes(dataset) + _check_groups(dataset)
     train = _part(dataset.train, seed=seed, limit=limit, fraction=fraction, per_class=per_class)

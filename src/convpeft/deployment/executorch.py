@@ -1,5 +1,7 @@
 """The merged network as an ExecuTorch program for XNNPACK, float or eight-bit: what phones run."""
 
+# pyright: reportMissingImports=false
+# executorch and torchao are extras of their own, which no other part needs.
 from __future__ import annotations
 
 import json

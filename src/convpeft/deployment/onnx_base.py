@@ -75,7 +75,7 @@ def bare_base(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model)
     if state_of(twin) is not None:
         detach(twin)
-    return twin.eval().cpu().to(memory_format=torch.contiguous_format)
+    return twin.eval().cpu().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
 
 
 def keep_tensors(graph: ModelProto, tensors: dict[str, Tensor]) -> None:

@@ -93,7 +93,7 @@ def describe(classifier: Classifier, kind: str) -> dict[str, str]:
 
 def on_processor(model: nn.Module) -> nn.Module:
     """A copy on the processor, in evaluation mode and row-major order, adapters and all."""
-    return copy.deepcopy(model).eval().cpu().to(memory_format=torch.contiguous_format)
+    return copy.deepcopy(model).eval().cpu().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
 
 
 def plain_copy(model: nn.Module) -> nn.Module:

@@ -39,6 +39,12 @@ def plot_costs(panels: Mapping[str, Sequence[CostPoint]], *, units: Mapping[str,
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
+    def written(unit: Callable[[float], str]) -> FuncFormatter:
+        def at(value: float, position: int | None = None) -> str:
+            return unit(value)
+
+        return FuncFormatter(at)
+
     labels = list(dict.fromkeys(point.label for points in panels.values() for point in points))
     figure = new_figure(3.6 * max(2, len(panels)), 3.6 + 0.25 * -(-len(labels) // _MOST_COLUMNS))
     for axes, (name, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -54,7 +60,7 @@ def plot_costs(panels: Mapping[str, Sequence[CostPoint]], *, units: Mapping[str,
         ends = (min(costs), max(costs))
         axes.set_xticks(list(dict.fromkeys((ends[0], (ends[0] * ends[1]) ** 0.5, ends[1]))))
         axes.set_xlim(ends[0] / 1.6, ends[1] * 1.6)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _, name=name: units[name](value)))
+        axes.xaxis.set_major_formatter(written(units[name]))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.4g} %"))
     _legend(figure)
