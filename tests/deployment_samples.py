@@ -40,6 +40,8 @@ def layers(kind: str) -> list[nn.Module]:
             return [nn.Conv2d(3, 8, 3), batch_norm(8), nn.ReLU()]
         case "no-bias":
             return [nn.Conv2d(3, 8, 3, bias=False), batch_norm(8), nn.ReLU()]
+        case "no-norm":
+            return [nn.Conv2d(3, 8, 3, bias=False), nn.ReLU()]
         case "depthwise":
             return [nn.Conv2d(3, 6, 3, groups=3, bias=False), batch_norm(6), nn.ReLU(), nn.Conv2d(6, 8, 1)]
         case "convnext":

@@ -51,7 +51,7 @@ def test_tensor_in_another_file_is_refused(place, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
-        ("classes", None, "tells no classes"),
+        ("classes", None, "tells no classes in its metadata"),
         ("classes", "[1, 2]", "its classes are no list of different names"),
         ("classes", '["a", "a"]', "its classes are no list of different names"),
         ("classes", "[" * 100_000, "its classes cannot be read"),

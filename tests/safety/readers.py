@@ -519,7 +519,7 @@ READERS = {
         ),
         Reader(
             "onnx",
-            ("convpeft.deployment.onnx_file:_read",),
+            ("convpeft.deployment.onnx_file:_read", "convpeft.deployment.onnx_file:_json"),
             "x.onnx",
             lambda folder: load_onnx(folder / "x.onnx").classes,
             samples.onnx_files,

@@ -43,6 +43,8 @@ NOT_READERS = {
     "convpeft.data.corruptions.digital:jpeg_compression": "what it has just written, in memory",
     "convpeft.data.downloads:_receive": "a download, kept only with the published digest",
     "convpeft.data.downloads:fetch": "writes the download",
+    "convpeft.deployment.executorch:load_program": "what the export has just written",
+    "convpeft.deployment.weights:export_weights": "what it has just written",
     "convpeft.models.downloads:reachable": "asks whether a server answers",
     "convpeft.models.downloads:ask": "asks whether a server answers",
     "convpeft.models.weights:_refuse_packed": "looks at how the parts of a weights file are packed",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 import tempfile
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -235,9 +236,10 @@ def _beside(out: Path) -> Generator[Path]:
 
 
 def _put(made: Path, out: Path) -> None:
-    from convpeft.writing import write_file
+    from convpeft.writing import whole_file
 
-    write_file(out, made.read_bytes())
+    with whole_file(out) as work:
+        shutil.copyfile(made, work)
 
 
 def _note(file: Path, metadata: dict[str, str]) -> None:
@@ -257,7 +259,8 @@ def _facts(found: Any) -> dict[str, Any]:
 def _tell(facts: dict[str, Any]) -> None:
     from convpeft.deployment.comparing import Difference
 
-    parts = [f"{facts['file']}: {facts['size']:,} bytes", str(Difference(**facts["difference"]))]
+    before = "before quantisation " if facts["to"] == "onnx" and "accuracy" in facts else ""
+    parts = [f"{facts['file']}: {facts['size']:,} bytes", before + str(Difference(**facts["difference"]))]
     if facts.get("folded") or facts.get("kept"):
         parts.append(f"{facts['folded']} norms folded, {facts['kept']} kept")
     say(", ".join(parts))

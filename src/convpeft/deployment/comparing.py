@@ -55,7 +55,8 @@ def difference(run: Run, expected: list[tuple[Tensor, Tensor]]) -> Difference:
     """
     absolute = relative = 0.0
     for images, wanted in expected:
-        found = run(images)
+        with torch.no_grad():
+            found = run(images)
         if found.shape != wanted.shape:
             raise ModelError(
                 f"the exported file answers {tuple(found.shape)} where PyTorch answers {tuple(wanted.shape)}. "

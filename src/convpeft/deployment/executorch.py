@@ -1,7 +1,7 @@
 """The merged network as an ExecuTorch program for XNNPACK, float or eight-bit: what phones run."""
 
-# pyright: reportMissingImports=false
-# executorch and torchao are extras of their own, which no other part needs.
+# pyright: reportMissingImports=false  # the extra executorch brings them
+
 from __future__ import annotations
 
 import json
@@ -86,10 +86,13 @@ def load_program(path: Path) -> Run:
     need("executorch.runtime", extra="executorch")
     from executorch.runtime import Runtime
 
-    program = Runtime.get().load_program(path.read_bytes())
+    content = path.read_bytes()
+    program = Runtime.get().load_program(content)
     method = cast(Any, program.load_method("forward"))
+    kept = (content, program)  # the method reads from both, and frees neither
 
     def run(images: Tensor) -> Tensor:
+        assert kept
         return cast(Tensor, method.execute([images.contiguous()])[0]).clone().float()
 
     return run

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Generator, Mapping
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,18 +25,19 @@ INPUT, OUTPUT = "images", "logits"
 
 
 def need(*packages: str, extra: str) -> None:
-    """Import packages that an extra brings.
+    """See that the packages that an extra brings are installed.
 
     Raises:
         ModelError: If one is not installed, with the command that installs it.
     """
     for package in packages:
+        name = package.partition(".")[0]
         try:
-            import_module(package)
-        except ModuleNotFoundError:
-            raise ModelError(
-                f"needs the package {package.partition('.')[0]}; install it with pip install 'convpeft[{extra}]'."
-            ) from None
+            found = find_spec(package) is not None
+        except (ModuleNotFoundError, ValueError):
+            found = False
+        if not found:
+            raise ModelError(f"needs the package {name}; install it with pip install 'convpeft[{extra}]'.")
 
 
 def make_graph(model: nn.Module, images: Tensor, *, dynamic_size: bool = False, optimize: bool = True) -> ModelProto:

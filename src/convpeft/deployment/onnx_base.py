@@ -75,7 +75,12 @@ def bare_base(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model)
     if state_of(twin) is not None:
         detach(twin)
-    return twin.eval().cpu().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+    return in_row_major_order(twin.eval().cpu())
+
+
+def in_row_major_order(model: nn.Module) -> nn.Module:
+    """The same model with its tensors laid out in row-major order, in place."""
+    return model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # torch's stub lacks it
 
 
 def keep_tensors(graph: ModelProto, tensors: dict[str, Tensor]) -> None:

@@ -82,7 +82,7 @@ def _read(path: Path) -> bytes:
 def _json(metadata: dict[str, str], name: str, path: Path) -> object:
     text = metadata.get(f"convpeft.{name}")
     if text is None:
-        raise ModelError(f"{path}: tells no {name}. {_REMEDY}")
+        raise ModelError(f"{path}: tells no {name} in its metadata. {_REMEDY}")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from convpeft._version import __version__
 from convpeft.deployment.comparing import BATCHES, Difference, answers_of, check
 from convpeft.deployment.graphs import make_graph, note_metadata, runner, write_graph
+from convpeft.deployment.onnx_base import in_row_major_order
 from convpeft.errors import ModelError, one_line
 from convpeft.evaluation.inference import Classifier
 from convpeft.injection import state_of
@@ -93,7 +93,7 @@ def describe(classifier: Classifier, kind: str) -> dict[str, str]:
 
 def on_processor(model: nn.Module) -> nn.Module:
     """A copy on the processor, in evaluation mode and row-major order, adapters and all."""
-    return copy.deepcopy(model).eval().cpu().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+    return in_row_major_order(copy.deepcopy(model).eval().cpu())
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
