@@ -93,7 +93,7 @@ def test_what_cannot_be_exported_says_so(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="the network cannot be exported to ONNX"):
         graphs.make_graph(Counting(), IMAGES)
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: None)
-    with pytest.raises(ModelError, match="the exporter returned nothing. Update torch"):
+    with pytest.raises(ModelError, match=r"the exporter returned nothing\. Update torch"):
         graphs.make_graph(network(), IMAGES)
     (tmp_path / "x.onnx").write_bytes(b"nothing")
     with pytest.raises(ModelError, match=r"the network cannot be quantised \(.*Export it without --quantize"):
