@@ -20,8 +20,10 @@ MADE_ELSEWHERE = "puts the file before a message that another function has made"
 FIGURES = "is little more than names and values; its tests quote it whole"
 TOO_SHORT = {
     ("adapters.py", "method {}: {}={} is not {}. Default: {}."): FIGURES,
+    ("comparing/grid.py", "{}: {}"): MADE_ELSEWHERE,
     ("data/batches.py", "{}={}: expected {} or more."): FIGURES,
     ("data/downloads.py", "{}: failed ({}). {}"): FIGURES,
+    ("deployment/patching.py", "{}: makes {} as {}, {}, expected {}."): FIGURES,
     ("models/preprocessing.py", "preprocessing.{}: expected {}, got {}."): FIGURES,
     ("models/preprocessing.py", "{}: {}"): MADE_ELSEWHERE,
     ("models/source.py", "model.{}: expected {}, got {}."): FIGURES,

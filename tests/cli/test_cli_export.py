@@ -20,6 +20,8 @@ from deployment_samples import IMAGES, classifier, network
         (["--quantize", "int4", "--out", "x.onnx"], "expected int8. Leave it out for a float file"),
         (["--base", "--quantize", "int8", "--out", "x.onnx"], "--base writes a float ONNX file for patches"),
         (["--to", "torch", "--quantize", "int8", "--out", "x.safetensors"], "goes with --to onnx or executorch"),
+        ([], "--out is missing: name the file to write for --to onnx"),
+        (["--to", "patch", "--base"], "--to patch writes the map beside the adapter. Leave the other options out"),
         (["--to", "torch", "--dynamic-size", "--out", "x.safetensors"], "--dynamic-size goes with --to onnx, not"),
     ],
 )

@@ -105,7 +105,7 @@ def test_an_arm_may_have_a_range_of_its_own():
         ({"grid": {"seeds": [1, 1]}}, "expected different whole numbers, 0 or more"),
         ({"baseline": "lroa"}, "baseline='lroa' is no arm. Did you mean 'lora'?"),
         ({"tune": {"trials": 0}}, "trials=0: expected a whole number of 1 or more, the same for all"),
-        ({"tune": TUNE | {"seed": -1}}, "[tune] seed=-1: expected a whole number"),
+        ({"tune": TUNE | {"seed": -1}}, "[tune] seed=-1: expected a whole number, 0 or more"),
         ({"tune": {"trials": 2}}, "[tune] names no key. Write"),
         ({"tune": TUNE | {"trails": 2}}, "'trails' is no key of tuning. Did you mean 'trials'?"),
         ({"tune": {"trials": 2, "train.lr": 3}}, "train.lr: expected { low = ..., high = ..., log = true }"),

@@ -1,6 +1,7 @@
 """Addresses of the hub: one form, nothing that leads elsewhere, two files of one commit."""
 
 import socket
+import sys
 import warnings
 from pathlib import Path
 
@@ -152,8 +153,8 @@ def test_failure_of_another_kind_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(AdapterFileError, match=r"needs the package huggingface_hub; install it with pip"):
+    with pytest.raises(
+        AdapterFileError, match=r"needs the package huggingface_hub; install it with pip install 'convpeft\[hub\]'"
+    ):
         read_adapter("hf://user/name")

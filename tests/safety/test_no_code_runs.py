@@ -34,6 +34,7 @@ OPENERS = {
 # Functions that open a file of our own, or one to write; everything else has to be in the list of readers.
 NOT_READERS = {
     "convpeft.catalog:read_catalog": "our own source files",
+    "convpeft.commands.sharing:push_run": "the card that it has just written",
     "convpeft.commands.training:train_recipe": "what the run has just written",
     "convpeft.comparing.digests:_digest": "hashes bytes that load_data has read",
     "convpeft.comparing.store:append_result": "opens what read_results reads, to append",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -21,7 +21,7 @@ from convpeft.models._fields import fields_of, is_whole, shown
 from convpeft.models.network import Network, load_state
 from convpeft.models.preprocessing import Preprocessing
 from convpeft.models.source import ModelSource
-from convpeft.models.weights import StateDict, load_strictly, read_weights
+from convpeft.models.weights import StateDict, read_weights
 from convpeft.writing import whole_file
 
 KEY, VERSION, SUFFIX, PREFIX = "convpeft_compressed", 1, ".safetensors", "compressed:"
@@ -83,13 +83,11 @@ def save_compressed(
         OptionError: If the name has another ending.
         OSError: If it cannot be written.
     """
-    from convpeft.models.loading import preprocessing_of
-
     target = Path(path)
     if target.suffix != SUFFIX:
         raise OptionError(f"{target}: expected a name that ends in {SUFFIX}.")
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
-    preprocessing = preprocessing_of(model)
+    preprocessing = cast("Preprocessing | None", model.__dict__.get("_convpeft_preprocessing"))
     told = {
         "version": VERSION,
         "source": None if source is None else source.to_dict(),
@@ -133,41 +131,17 @@ def read_compressed(path: str | Path) -> CompressedFile:
     )
 
 
-def load_compressed(path: str | Path, *, base: nn.Module | None = None) -> nn.Module:
-    """Build a compressed network from its file.
+def compressed_network(path: str | Path, network_of: Callable[[str], Network]) -> Network:
+    """Return the network of a compressed file, on the base that the file names.
 
     Args:
-        path: What `save_compressed` or `convpeft compress` wrote.
-        base: The network that was compressed, its weights of no matter; it is changed in place. Default: the one that
-            the file names, if that is not a Python function of somebody's own.
-
-    Returns:
-        The network, in training mode as any that is built.
-
-    Raises:
-        AdapterFileError: If the file is damaged.
-        ModelError: If the base is another network, or the file names none.
-    """
-    if base is None:
-        from convpeft.models.loading import load_model
-
-        return load_model("compressed", weights=path)
-    file = read_compressed(path)
-    model = file.thinned(base)
-    load_strictly(model, file.tensors, file=str(path))
-    model.__dict__.pop("_convpeft_source", None)  # an adapter on it must not record the base that was compressed
-    return model
-
-
-def compressed_network(path: str | Path) -> Network:
-    """Return the network of a compressed file, on the base that the file names.
+        path: The file.
+        network_of: Finds out what the source string of the base names.
 
     Raises:
         AdapterFileError: If the file is damaged.
         ModelError: If the file names no base, or one that would have to be imported.
     """
-    from convpeft.models.loading import network_of
-
     file = read_compressed(path)
     source = file.source
     if source is None or source.imports_code:

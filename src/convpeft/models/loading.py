@@ -167,7 +167,7 @@ def network_of(source: str, *, weights: str | Path | None = None) -> Network:
             file = weights if weights is not None else source.partition(":")[2]
             if not file:
                 raise ModelError("model 'compressed': names no file. Give compressed:FILE, or the file as weights.")
-            return compressed_network(file)
+            return compressed_network(file, network_of)
         if kind == "timm" and slash:
             from convpeft.models.timm_models import timm_network
 
