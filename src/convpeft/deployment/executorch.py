@@ -1,6 +1,7 @@
 """The merged network as an ExecuTorch program for XNNPACK, float or eight-bit: what phones run."""
 
-# pyright: reportMissingImports=false  # the extra executorch brings them
+# The extra executorch brings what is missing here.
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 
@@ -86,16 +87,19 @@ def load_program(path: Path) -> Run:
     need("executorch.runtime", extra="executorch")
     from executorch.runtime import Runtime
 
-    content = path.read_bytes()
-    program = Runtime.get().load_program(content)
-    method = cast(Any, program.load_method("forward"))
-    kept = (content, program)  # the method reads from both, and frees neither
+    return _Loaded(Runtime.get(), path.read_bytes())
 
-    def run(images: Tensor) -> Tensor:
-        assert kept
-        return cast(Tensor, method.execute([images.contiguous()])[0]).clone().float()
 
-    return run
+class _Loaded:
+    """A program's method, with the program and the bytes that it reads from and does not keep alive."""
+
+    def __init__(self, runtime: Any, content: bytes) -> None:
+        self.content = content
+        self.program = runtime.load_program(content)
+        self.method = self.program.load_method("forward")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.method.execute([images.contiguous()])[0]).clone().float()
 
 
 def _program(model: nn.Module, images: Tensor, calibration: Iterable[Tensor] | None, told: str) -> bytes:
