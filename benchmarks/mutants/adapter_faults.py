@@ -254,8 +254,8 @@ FAULTS = (
         name="first layer taken for the head",
         promises=("C05",),
         file="sites.py",
-        before="return next(reversed(layers), None)",
-        after="return next(iter(layers), None)",
+        before="path, last = next(reversed(layers.items()), (None, None))",
+        after="path, last = next(iter(layers.items()), (None, None))",
         tests=("tests/test_sites.py::test_head_is_the_last_linear_or_pointwise_convolution",),
     ),
     Fault(

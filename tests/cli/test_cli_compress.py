@@ -139,7 +139,7 @@ def test_adapters_restore_the_accuracy(thin, trained, tmp_path, method):
         "model": {"source": f"compressed:{out}", "keep_head": True},
         "data": {"source": f"npz:{trained / 'images.npz'}"},
         "method": {"name": method, **options},
-        "train": {"epochs": 3, "batch_size": 32, "lr": 1e-3},
+        "train": {"epochs": 6, "batch_size": 32, "lr": 3e-4},
         "out": str(tmp_path / "run"),
     }
     convpeft.train(values)

@@ -81,19 +81,10 @@ def test_help_of_train_names_the_options_of_every_method(call):
             assert f"--{option.name.replace('_', '-')}" in text
 
 
-COMMANDS = (
+@pytest.mark.parametrize(
     "words",
-    "train",
-    "evaluate",
-    "predict",
-    "merge",
-    "combine",
-    "inspect",
-    "check",
-    "push",
+    [(), *[(name,) for name in COMMANDS if name not in ("methods", "datasets", "demo")]],
 )
-
-
 def test_no_arguments_show_the_help_with_the_status_of_wrong_usage(call, words):
     outcome = call(*words)
     assert outcome.status == 2

@@ -161,7 +161,15 @@ def test_a_random_start_is_noted_where_pretrained_weights_were_asked_for(source)
 
 def test_every_form_of_source_is_described():
     forms = [form.partition("/")[0] for form, _ in model_sources()]
-    assert forms == ["timm", "torchvision", "cifar-resnet", "mobilenetv1", "small-cnn", "PACKAGE.MODULE:FUNCTION"]
+    assert forms == [
+        "timm",
+        "torchvision",
+        "cifar-resnet",
+        "mobilenetv1",
+        "small-cnn",
+        "compressed:FILE",
+        "PACKAGE.MODULE:FUNCTION",
+    ]
     assert all(description for _, description in model_sources())
 
 

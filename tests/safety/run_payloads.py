@@ -22,7 +22,7 @@ import convpeft
 import convpeft.models.timm_models
 import convpeft.models.torchvision_models
 from convpeft.adapter_file import CONFIG, WEIGHTS
-from convpeft.commands.evaluating import _slug
+from convpeft.commands.evaluating import slug as slug_of
 from convpeft.data.cifar import CIFAR100
 from convpeft.reporting import write_confusion_csv
 from convpeft.training.recipe import make_recipe
@@ -90,8 +90,8 @@ def places(root: Path) -> dict[str, Place]:
         assert make_recipe(tomllib.loads(made.to_toml())) == made
 
     def slug(name: str) -> None:
-        assert all(c.isalnum() or c in "-_" for c in _slug(name))
-        assert (root / "evaluation" / f"x{_slug(name)}").resolve().parent == root / "evaluation"
+        assert all(c.isalnum() or c in "-_" for c in slug_of(name))
+        assert (root / "evaluation" / f"x{slug_of(name)}").resolve().parent == root / "evaluation"
 
     def row(name: str, label: str) -> object:
         text = StringIO()

@@ -18,7 +18,7 @@ _SHORT_AXES = {"fractions": "data.fraction", "per_class": "data.per_class", "mod
 _LISTS = ("include", "exclude", "also_train")  # method keys whose value is a list itself
 _PER_RANK = "method.alpha_per_rank"
 _TUNING_SEED = 1000
-_MOST = 100_000  # cells; more is a slip
+_MOST = 10_000  # cells; more is a slip
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ def make_grid(values: Mapping[str, Any], *, where: str = "grid") -> Grid:
         keys = flat({key: value for key, value in arm.items() if key not in ("name", "tune")})
         for label, chosen in _spread(keys):
             full = name + "".join(f", {part}" for part in label)
+            if len(cells) + len(settings) * len(seeds) > _MOST:
+                raise OptionError(f"{where}: makes more than {_MOST:,} runs. Shorten its lists.")
             for setting, shared in settings:
                 cells += _cells(full, base | shared | chosen, setting, seeds, own, f"{where}: arm {name!r}")
-        if len(cells) > _MOST:
-            raise OptionError(f"{where}: makes more than {_MOST:,} runs. Shorten its lists.")
     names = list(dict.fromkeys(cell.arm for cell in cells))
     _check_different(cells, where)
     baseline = values.get("baseline", names[0])
