@@ -42,6 +42,7 @@ LAYERS = (
     {"planning", "adapter_file"},
     {"attachment"},
     {"autotuning", "checking", "costing", "counting", "merging", "speed", "storage"},
+    {"interop"},
     {"data", "models"},
     {"deployment", "evaluation", "reporting", "training"},
     {"console"},
