@@ -216,15 +216,14 @@ def _config_of(updates: Sequence[Update]) -> dict[str, Any]:
         return config | {"lora_alpha": 1, "use_dora": method == "dora", "use_rslora": False, "bias": "none"}
     config |= {"alpha": 1, "use_effective_conv2d": False}
     if method == "lokr":
-        for key in ("factor", "decompose_both"):
-            odd = [u for u in factors if u.options.get(key) != factors[0].options.get(key)]
-            if odd and key == "factor":
-                raise ModelError(
-                    f"{odd[0].site.describe()}: factor={odd[0].options.get(key)!r} is not that of the other layers, and "
-                    "peft's decompose_factor is one for all. Use convpeft.save."
-                )
+        odd = [update for update in factors if update.options != factors[0].options]
+        if odd:
+            raise ModelError(
+                f"{odd[0].site.describe()}: factor={odd[0].options['factor']} is not that of the other layers, and "
+                "peft's decompose_factor is one for all. Use convpeft.save."
+            )
         config |= {
-            "decompose_factor": factors[0].options.get("factor", -1),
+            "decompose_factor": factors[0].options["factor"],
             "decompose_both": any("up_first" in update.tensors for update in factors),
         }
     return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -59,8 +60,9 @@ def updates_of(model: nn.Module, name: str, form: str) -> list[Update]:
     verify_norms(model)
     known_name(state, name)
     refuse_others([other for other in state.active if other != name])
+    given = state.names[name].options
     return [
-        _update(part, path, label, form)
+        _update(part, path, label, form, given.get(label, given))
         for path, layer in adapted_layers(model)
         for label, part in slots_of(layer).parts(name)
     ]
@@ -99,7 +101,7 @@ def filter_lengths(model: nn.Module, site: Site, form: str) -> Tensor:
     return lengths
 
 
-def _update(part: nn.Module, path: str, label: str, form: str) -> Update:
+def _update(part: nn.Module, path: str, label: str, form: str, options: Mapping[str, Any]) -> Update:
     """One part as an update; a trained scale and a start that is subtracted go into the factors."""
     if isinstance(part, NormStatistics):
         raise ModelError(
@@ -123,7 +125,8 @@ def _update(part: nn.Module, path: str, label: str, form: str) -> Update:
         return Update(site, label, tensors | {"up_second": learned * tensors["up_second"]}, scale)
     if label == "lokr":
         key = "first" if "first" in tensors else "up_first"
-        return Update(site, label, tensors | {key: learned * tensors[key]}, scale)
+        factor = (dict(options) | part.settled).get("factor", -1)
+        return Update(site, label, tensors | {key: learned * tensors[key]}, scale, {"factor": factor})
     if label == "lora-c" and tensors["up"].ndim == 2 and not getattr(part, "aligned", True):
         return Update(site, label, {"up": learned * tensors["up"], "down": tensors["down"]}, scale)
     if isinstance(part, LowRank) and (factors := part.factors()) is not None:
