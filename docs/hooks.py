@@ -27,6 +27,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         {"Home": "index.md"},
         "concepts.md",
         "promises.md",
+        "migration.md",
         {"Methods": _folder("methods", paths)},
         "reference.md",
         {"Results": _folder("results", paths)},

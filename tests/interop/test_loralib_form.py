@@ -71,3 +71,39 @@ def test_adapter_is_written_for_loralib(loralib: ModuleType, tmp_path: Path, opt
     found = peer.load_state_dict(torch.load(file, weights_only=True), strict=False)
     assert not found.unexpected_keys
     assert_equal_outputs(peer.eval(), ours, plain, X)
+
+
+def saved(place: Path, **tensors: Any) -> Path:
+    state = {"6.lora_A": torch.ones(2, 24), "6.lora_B": torch.ones(5, 2)}
+    torch.save(state | {key.replace("__", "."): value for key, value in tensors.items()}, place / "x.pt")
+    return place / "x.pt"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"6__bias": torch.ones(5)}, "is neither lora_A nor lora_B"),
+        ({"1__lora_A": torch.ones(5)}, "is no linear layer or convolution with a square 2-d kernel"),
+        ({"6__lora_A": torch.ones(2, 23)}, "do not make its weight"),
+    ],
+)
+def test_tensor_that_does_not_fit_is_refused(tmp_path: Path, tensors: dict[str, Any], message: str) -> None:
+    with pytest.raises(convpeft.AdapterFileError, match=message):
+        read_loralib(saved(tmp_path, **tensors), network())
+
+
+def test_value_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(convpeft.ModelError, match="holds NaN or infinity"):
+        read_loralib(saved(tmp_path, **{"6__lora_A": torch.full((2, 24), torch.nan)}), network())
+
+
+def test_what_has_no_form_in_loralib_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(convpeft.ModelError, match="method 'dora' has no form in loralib, which knows LoRA"):
+        write_loralib(convpeft.attach(network(), "dora"), tmp_path / "x.pt")
+    with pytest.raises(convpeft.ModelError, match="lora on a grouped convolution has no form in loralib"):
+        write_loralib(convpeft.attach(network(grouped=True), "lora", rank=2), tmp_path / "x.pt")
+    odd = convpeft.attach(network(), "lora-c", layout="loralib", setting="rk", rank=64)
+    with pytest.raises(convpeft.ModelError, match="is no rank in loralib, where it is a multiple of"):
+        write_loralib(odd, tmp_path / "x.pt")
+    with pytest.raises(convpeft.OptionError, match="alpha=0 is out of range"):
+        write_loralib(odd, tmp_path / "x.pt", alpha=0)

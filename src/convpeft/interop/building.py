@@ -73,9 +73,7 @@ def attach_updates(model: Model, name: str, updates: Sequence[Update], source: s
     options: dict[str, Any] = dict(common)
     if len(methods) == 1:
         options = common.get(methods[0], complete_options(cls, {}))
-    record = Attached(
-        "+".join(methods), options | {"rank_policy": "clamp"}, "frozen", None, classes, cls.learning_rate
-    )
+    record = Attached("+".join(methods), options | {"rank_policy": "clamp"}, "frozen", None, classes, cls.learning_rate)
     install(model, state_of(model) or State(), name, record, parts)
     return model
 

@@ -43,9 +43,7 @@ def checked_tensor(value: Tensor, key: str, path: Path) -> Tensor:
             f"{one_line(path)}: tensor {key!r} holds {value.dtype}, expected plain floats. Save it unquantised."
         )
     if not bool(torch.isfinite(value).all()):
-        raise AdapterFileError(
-            f"{one_line(path)}: tensor {key!r} holds NaN or infinity. Train the adapter again."
-        )
+        raise AdapterFileError(f"{one_line(path)}: tensor {key!r} holds NaN or infinity. Train the adapter again.")
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 

@@ -199,5 +199,3 @@ def _written_layer(model: nn.Module, update: Update) -> dict[str, Tensor]:
             length = tensors["gain"] * filter_lengths(model, site, "LyCORIS")
             found["dora_scale"] = length.reshape(-1, *[1] * (len(site.shape) - 1))
     return found | {"alpha": torch.tensor(update.scale * rank)}
-
-

@@ -36,7 +36,11 @@ def hadamard(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
     found: dict[str, Tensor] = {}
     rank = left["hada_w1_b"].shape[0]
     for factor, word in (("1", "first"), ("2", "second")):
-        up, down, core = (left.pop(f"hada_w{factor}_a"), left.pop(f"hada_w{factor}_b"), left.pop(f"hada_t{factor}", None))
+        up, down, core = (
+            left.pop(f"hada_w{factor}_a"),
+            left.pop(f"hada_w{factor}_b"),
+            left.pop(f"hada_t{factor}", None),
+        )
         found[f"up_{word}"], found[f"down_{word}"] = (up, down) if core is None else opened(core, up, down)
     _refuse_rest(left)
     return found, rank

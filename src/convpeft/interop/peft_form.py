@@ -99,9 +99,7 @@ def write_peft(model: nn.Module, path: str | Path, *, name: str = "default") -> 
                 )
             tensors[f"{_PREFIX}{update.path}.{key}"] = value.to("cpu").contiguous().clone()
     _warn_geometry([update.site for update in updates if not update.whole], config["peft_type"])
-    head = "".join(
-        f", with {len(u.tensors['weight'])} classes in `{u.path}`" for u in updates if u.method == HEAD
-    )
+    head = "".join(f", with {len(u.tensors['weight'])} classes in `{u.path}`" for u in updates if u.method == HEAD)
     target = Path(path)
     names = {CONFIG, WEIGHTS, "README.md"}
     try:
@@ -235,7 +233,9 @@ def _written_layer(model: nn.Module, update: Update, config: dict[str, Any]) -> 
     if site.transposed:
         raise ModelError(f"{site.describe()}: peft has no adapters for transposed convolutions. Use convpeft.save.")
     if update.whole:
-        has_bias = site.bias if update.method == "full" else model.get_submodule(site.path)._parameters["bias"] is not None
+        has_bias = (
+            site.bias if update.method == "full" else model.get_submodule(site.path)._parameters["bias"] is not None
+        )
         if "bias" in tensors and not has_bias:
             raise ModelError(
                 f"{site.describe()} has no bias, and its new head has one, which modules_to_save has no place for. "
@@ -284,6 +284,3 @@ def _warn_geometry(sites: Sequence[Site], kind: str) -> None:
     warn_layers(
         odd, "peft is only right with zero padding, and LoRA without dilation; what its merged weight means is taken"
     )
-
-
-

@@ -99,7 +99,11 @@ def check_options(options: Mapping[str, Any], directory: Path) -> PeftOptions:
                 "Save it in peft with path_initial_model_for_weight_conversion."
             )
     alpha = "lora_alpha" if kind == "LORA" else "alpha"
-    numbers = {"r": options.get("r", 8), alpha: options.get(alpha, 8), "decompose_factor": options.get("decompose_factor", -1)}
+    numbers = {
+        "r": options.get("r", 8),
+        alpha: options.get(alpha, 8),
+        "decompose_factor": options.get("decompose_factor", -1),
+    }
     flags = {key: options.get(key) or False for key in ("use_rslora", "use_dora", "decompose_both")}
     tables = {key: options.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}
     for key, value in (*numbers.items(), *flags.items(), *tables.items()):
