@@ -124,7 +124,7 @@ def test_what_has_no_form_in_lycoris_is_refused(tmp_path: Path) -> None:
     turned = nn.Sequential(nn.ConvTranspose2d(4, 8, 3))
     with pytest.raises(convpeft.ModelError, match="a transposed convolution has no form in a file of LyCORIS"):
         write_lycoris(convpeft.attach(turned, "lora", rank=1, head="auto"), file)
-    with pytest.raises(convpeft.AdapterFileError, match="expected a name that ends in .safetensors"):
+    with pytest.raises(convpeft.AdapterFileError, match="expected a name that ends in"):
         write_lycoris(convpeft.attach(base(), "lora"), tmp_path / "x.pt")
 
 

@@ -12,8 +12,10 @@ from torch import nn
 
 import convpeft
 from contract.networks import randomise
+from convpeft.injection import adapted_layers
 from convpeft.interop import read_peft, write_peft
-from interop.networks_of_peers import LAYERS, assert_equal_outputs, base, images, perturbed, twin
+from convpeft.slots import slots_of
+from interop.networks_of_peers import LAYERS, assert_equal_outputs, base, perturbed, twin
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +134,12 @@ def test_grouped_layers_are_read_from_loha_and_lokr(peft: ModuleType, tmp_path: 
 def test_grouped_layer_with_lora_is_refused_in_both_directions(peft: ModuleType, tmp_path: Path) -> None:
     plain = base(grouped=True)
     saved(peft, "lora", tmp_path / "a", plain, r=4)
-    with pytest.raises(convpeft.AdapterFileError, match="layer '3' .grouped.*on a grouped convolution mixes groups"):
+    with pytest.raises(convpeft.AdapterFileError, match=r"layer '3' .grouped.*on a grouped convolution mixes groups"):
         read_peft(tmp_path / "a", twin(plain))
     ours = convpeft.attach(twin(plain), "lora", rank=2)
-    with pytest.raises(convpeft.ModelError, match="layer '3' .grouped.*grouped convolution is no change of its weight"):
+    with pytest.raises(
+        convpeft.ModelError, match=r"layer '3' .grouped.*grouped convolution is no change of its weight"
+    ):
         write_peft(ours, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
@@ -222,6 +226,10 @@ def changed(place: Path, **tensors: Any) -> Path:
         ({"0__lora_embedding_A": torch.ones(2)}, "is none that convpeft knows of peft"),
         ({"8__lora_A__weight": torch.ones(2)}, "no convolution or linear layer '8', which peft's file names"),
         ({"7__bias": torch.ones(3), "7__weight": torch.ones(18, 24)}, "lacks a tensor"),
+        (
+            {"7__weight": torch.ones(18, 24), "7__lora_A__weight": None, "7__lora_B__weight": None},
+            "a bias only on one side",
+        ),
         ({"9__weight": torch.ones(4, 7)}, "has another width there. Load the right base"),
     ],
 )
@@ -241,7 +249,7 @@ def test_missing_and_damaged_files_are_one_line(tmp_path: Path) -> None:
 
 def test_name_in_use_and_other_active_adapters_are_refused(tmp_path: Path) -> None:
     place, model = sample(tmp_path / "a"), convpeft.attach(base(), "lora", rank=2)
-    with pytest.raises(convpeft.OptionError, match="Give another name=... to read under"):
+    with pytest.raises(convpeft.OptionError, match=r"Give another name=\.\.\. to read under"):
         read_peft(place, model)
     with pytest.raises(convpeft.ModelError, match="'default' is active too, and a file of another package"):
         read_peft(place, model, name="other")
@@ -293,3 +301,42 @@ def test_value_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
     next(p for p in model.parameters() if p.requires_grad).data.fill_(torch.inf)
     with pytest.raises(convpeft.AdapterFileError, match="holds NaN or infinity and is not saved"):
         write_peft(model, tmp_path / "a")
+
+
+def test_another_factor_on_one_layer_is_refused(tmp_path: Path) -> None:
+    model = base()
+    convpeft.attach(model, "lokr", rank=2, factor=2, include=["conv"])
+    slots_of(model[3]).parts("default").__next__()[1].settled = {"factor": 4}
+    with pytest.raises(convpeft.ModelError, match="factor=4 is not that of the other layers"):
+        write_peft(model, tmp_path / "a")
+
+
+def test_empty_file_is_refused(tmp_path: Path) -> None:
+    save_file({}, sample(tmp_path / "a") / "adapter_model.safetensors")
+    with pytest.raises(convpeft.AdapterFileError, match="holds no layer's adapter"):
+        read_peft(tmp_path / "a", base())
+
+
+def test_example_of_the_documentation_moves_an_adapter(peft: ModuleType, tmp_path: Path) -> None:
+    """The two calls of docs/migration.md, on an adapter as its first example makes it."""
+    text = (Path(__file__).parents[2] / "docs" / "migration.md").read_text(encoding="utf-8")
+    code = text.split("```python")[3].split("```")[0].replace('"for-peft"', "to").replace('"peft-adapter"', "given")
+    given, to, plain = tmp_path / "given", tmp_path / "to", base()
+    expected = saved(peft, "lora", given, plain, modules_to_save=["9"])
+    exec(code, {"base": twin(plain), "given": given, "to": to})
+    assert_equal_outputs(loaded(peft, plain, to), expected)
+
+
+def test_example_of_the_documentation_attaches_the_same_layers(peft: ModuleType) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            block = nn.ModuleDict({"conv1": nn.Conv2d(4, 8, 3), "conv2": nn.Conv2d(8, 8, 3)})
+            self.layer1, self.fc = nn.ModuleList([block]), nn.Linear(8, 10)
+
+    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["conv1", "conv2"], modules_to_save=["fc"])
+    theirs = peft.get_peft_model(Net(), config)
+    found = {name.removesuffix(".lora_A")[17:] for name, _ in theirs.named_modules() if name.endswith(".lora_A")}
+    ours = convpeft.attach(Net(), "lora", rank=8, alpha=16.0, include=["*conv1", "*conv2"], num_classes=10)
+    adapted = {path for path, layer in adapted_layers(ours) if any(slots_of(layer).parts("default"))}
+    assert adapted - {"fc"} == found

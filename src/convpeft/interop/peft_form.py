@@ -125,8 +125,8 @@ def _by_layer(tensors: Mapping[str, Tensor], directory: Path) -> dict[str, dict[
         found = _ENDS.search(key)
         if found is None or not key.startswith(_PREFIX):
             raise AdapterFileError(
-                f"{one_line(directory)}: tensor {key!r} is none that convpeft knows of peft. Save it with lora_bias=False, "
-                "bias='none' and LoRA, DoRA, LoHa or LoKr alone."
+                f"{one_line(directory)}: tensor {key!r} is none that convpeft knows of peft. Save it with "
+                "lora_bias=False, bias='none' and LoRA, DoRA, LoHa or LoKr alone."
             )
         path = key[len(_PREFIX) : found.start()]
         layers.setdefault(path, {})[found.group(1).removesuffix(".weight")] = value
@@ -187,7 +187,7 @@ def _read_layer(
 
 
 def _config_of(updates: Sequence[Update]) -> dict[str, Any]:
-    """peft's description, apart from what each layer adds to its patterns."""
+    """The description, apart from what each layer adds to its patterns."""
     factors = [update for update in updates if not update.whole]
     methods = {update.method for update in factors}
     if len(methods) > 1 or not methods <= {"lora", "dora", "loha", "lokr"}:
@@ -228,7 +228,7 @@ def _config_of(updates: Sequence[Update]) -> dict[str, Any]:
 
 
 def _written_layer(model: nn.Module, update: Update, config: dict[str, Any]) -> dict[str, Tensor]:
-    """peft's tensors of one layer; its rank and alpha go into the patterns."""
+    """The tensors of one layer in peft's form; its rank and alpha go into the patterns."""
     site, tensors = update.site, update.tensors
     if site.transposed:
         raise ModelError(f"{site.describe()}: peft has no adapters for transposed convolutions. Use convpeft.save.")

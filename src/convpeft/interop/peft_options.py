@@ -160,8 +160,8 @@ def _checked_patterns(table: Mapping[str, Any], where: str) -> Mapping[str, Any]
     for key in table:
         if not _LITERAL.fullmatch(key):
             raise AdapterFileError(
-                f"{where}: the pattern {one_line(repr(key), 80)} is a regular expression, which is not run from a file. "
-                "Write paths in rank_pattern and alpha_pattern."
+                f"{where}: the pattern {one_line(repr(key), 80)} is a regular expression, which is not run from a "
+                "file. Write paths in rank_pattern and alpha_pattern."
             )
     return table
 
