@@ -137,9 +137,7 @@ def test_grouped_layer_with_lora_is_refused_in_both_directions(peft: ModuleType,
     with pytest.raises(convpeft.AdapterFileError, match=r"layer '3' .grouped.*on a grouped convolution mixes groups"):
         read_peft(tmp_path / "a", twin(plain))
     ours = convpeft.attach(twin(plain), "lora", rank=2)
-    with pytest.raises(
-        convpeft.ModelError, match=r"layer '3' .grouped.*grouped convolution is no change of its weight"
-    ):
+    with pytest.raises(convpeft.ModelError, match=r"layer '3' .grouped.*is no change of its weight"):
         write_peft(ours, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
@@ -181,6 +179,7 @@ OPTIONS_REFUSED = {
     "bias": ("all", "bias='all' has no form in convpeft"),
     "init_lora_weights": ("pissa", "init_lora_weights='pissa' may stand on a base that peft has changed"),
     "lora_alpha": ("5", "lora_alpha='5' is not what peft writes"),
+    "r": (10**400, "is not what peft writes"),
     "use_rslora": (1, "use_rslora=1 is not what peft writes"),
     "alpha_pattern": ({"(a+)+$": 3}, "is a regular expression, which is not run from a file"),
     "rank_pattern": ({"a": 0.5}, "rank_pattern={'a': 0.5} is not what peft writes"),

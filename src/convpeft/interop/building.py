@@ -59,6 +59,7 @@ def attach_updates(model: Model, name: str, updates: Sequence[Update], source: s
     classes: int | None = None
     for update in updates:
         try:
+            _refuse_misfit(update)
             label, part = _part_of(model, update, common)
         except (RuntimeError, ValueError, OptionError) as error:
             raise AdapterFileError(f"{source}: {update.site.describe()} does not fit: {one_line(error)}") from None
@@ -107,6 +108,26 @@ def _part_of(model: nn.Module, update: Update, common: dict[str, dict[str, Any]]
         part.settled = {key: value for key, value in options.items() if shared[key] != value}
         return update.method, _filled(part, {key: given[key].reshape(own[key].shape) for key in own})
     return "full", _weight_itself(model, update)
+
+
+def _refuse_misfit(update: Update) -> None:
+    """Raise ValueError unless the factors make such a weight; before they are multiplied, since they may be bombs."""
+    t, shape = update.tensors, (update.site.out_channels, update.site.fan_in)
+    if update.whole or update.method == "lora-c":
+        return
+    made: list[tuple[int, int]] = []
+    for word in ("", "_first", "_second"):
+        if word[1:] in t:
+            made.append((len(t[word[1:]]), t[word[1:]].shape[1]))
+        elif f"up{word}" in t:
+            up, down = t[f"up{word}"], t[f"down{word}"]
+            if up.ndim != 2 or down.ndim != 2 or up.shape[1] != len(down) or not len(down):
+                raise ValueError(f"factors {tuple(up.shape)} and {tuple(down.shape)} have no product")
+            made.append((len(up), down.shape[1]))
+    if update.method == "lokr":
+        made = [(made[0][0] * made[1][0], made[0][1] * made[1][1])]
+    if any(each != shape for each in made) or ("gain" in t and t["gain"].shape != shape[:1]):
+        raise ValueError(f"its factors make {made[0]} numbers, expected {shape}")
 
 
 def _trials(update: Update) -> list[dict[str, Any]]:

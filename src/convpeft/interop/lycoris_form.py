@@ -17,6 +17,7 @@ from convpeft.interop.lycoris_names import (
     hadamard,
     kronecker,
     multiplied_out,
+    opened,
     renamed_hadamard,
     renamed_kronecker,
 )
@@ -64,7 +65,7 @@ def read_lycoris(path: str | Path, model: Model, *, name: str = "default", prefi
         site = by_name[layer]
         try:
             updates.append(_read_layer(model, site, tensors))
-        except (KeyError, ValueError, IndexError, RuntimeError) as error:
+        except (KeyError, ValueError, IndexError, RuntimeError, ArithmeticError) as error:
             raise AdapterFileError(
                 f"{one_line(source)}: {site.describe()}: its tensors {sorted(tensors)} are no LoCon, DoRA (wd_on_out), "
                 f"LoHa, LoKr or full that fits ({one_line(error)}). Get the file again."
@@ -146,8 +147,8 @@ def _read_layer(model: nn.Module, site: Site, tensors: Mapping[str, Tensor]) -> 
     if "lora_up.weight" in left:
         up, down = left.pop("lora_up.weight").flatten(1), left.pop("lora_down.weight")
         rank, core = down.shape[0], left.pop("lora_mid.weight", None)
-        if core is not None:  # (rank, rank, *kernel): the first axis meets `up`
-            down = torch.einsum("ij...,jp->ip...", core, down.flatten(1))
+        if core is not None:
+            _, down = opened(core, up.T, down.flatten(1), site)
         if left:
             raise KeyError(f"unknown tensor {min(left)}")
         found = {"up": up, "down": down.flatten(1)}
@@ -160,9 +161,9 @@ def _read_layer(model: nn.Module, site: Site, tensors: Mapping[str, Tensor]) -> 
     if magnitude is not None:
         raise ValueError("dora_scale beside LoHa or LoKr, which convpeft has no method for")
     if any(key.startswith("hada_") for key in left):
-        found, rank = hadamard(left)
+        found, rank = hadamard(left, site)
         return Update(site, "loha", found, _scale(alpha, rank))
-    found, width = kronecker(left)
+    found, width = kronecker(left, site)
     return Update(site, "lokr", found, 1.0 if width is None else _scale(alpha, width))
 
 

@@ -26,7 +26,7 @@ _KRONECKER = {
 }
 
 
-def hadamard(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+def hadamard(tensors: Mapping[str, Tensor], site: Site) -> tuple[dict[str, Tensor], int]:
     """Our tensors of LoHa, and the rank.
 
     Raises:
@@ -34,19 +34,19 @@ def hadamard(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
     """
     left = dict(tensors)
     found: dict[str, Tensor] = {}
-    rank = left["hada_w1_b"].shape[0]
+    rank = _width(left["hada_w1_b"])
     for factor, word in (("1", "first"), ("2", "second")):
         up, down, core = (
             left.pop(f"hada_w{factor}_a"),
             left.pop(f"hada_w{factor}_b"),
             left.pop(f"hada_t{factor}", None),
         )
-        found[f"up_{word}"], found[f"down_{word}"] = (up, down) if core is None else opened(core, up, down)
+        found[f"up_{word}"], found[f"down_{word}"] = (up, down) if core is None else opened(core, up, down, site)
     _refuse_rest(left)
     return found, rank
 
 
-def kronecker(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int | None]:
+def kronecker(tensors: Mapping[str, Tensor], site: Site) -> tuple[dict[str, Tensor], int | None]:
     """Our tensors of LoKr, and the rank where a factor has one.
 
     Raises:
@@ -62,8 +62,8 @@ def kronecker(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int | N
             found[word] = whole.flatten(1)
             continue
         up, down = left.pop(f"lokr_w{factor}_a"), left.pop(f"lokr_w{factor}_b")
-        rank = down.shape[0]
-        found[f"up_{word}"], found[f"down_{word}"] = (up, down) if core is None else opened(core, up, down)
+        rank = _width(down)
+        found[f"up_{word}"], found[f"down_{word}"] = (up, down) if core is None else opened(core, up, down, site)
     _refuse_rest(left)
     return found, rank
 
@@ -95,11 +95,25 @@ def sides(tensors: Mapping[str, Tensor], site: Site) -> tuple[int, int]:
     return max(whole["first"].shape), max(len(whole["second"]), whole["second"].shape[1] // kernel)
 
 
-def opened(core: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """Two matrices with the product of a Tucker form: core (rank, rank, *kernel), up (rank, out), down (rank, in)."""
+def opened(core: Tensor, up: Tensor, down: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+    """Two matrices with the product of a Tucker form: core (rank, rank, *kernel), up (rank, out), down (rank, in).
+
+    Raises:
+        ValueError: If they do not belong together, or the product were larger than the layer's.
+    """
+    if core.ndim < 2 or core.shape[:2] != (len(up), len(down)) or math.prod(core.shape[2:]) != math.prod(site.kernel):
+        raise ValueError(f"a core {tuple(core.shape)} beside {tuple(up.shape)} and {tuple(down.shape)}")
+    if down.ndim != 2 or down.shape[1] > site.shape[1]:
+        raise ValueError(f"a factor {tuple(down.shape)} for {site.shape[1]} inputs")
     return up.T, torch.einsum("ij...,jp->ip...", core, down).flatten(1)
 
 
 def _refuse_rest(left: Mapping[str, Tensor]) -> None:
     if left:
         raise KeyError(f"unknown tensor {min(left)}")
+
+
+def _width(down: Tensor) -> int:
+    if down.ndim != 2 or not len(down):
+        raise ValueError(f"a factor of shape {tuple(down.shape)}")
+    return len(down)

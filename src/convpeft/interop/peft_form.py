@@ -174,12 +174,12 @@ def _read_layer(
                 raise KeyError("lora_magnitude_vector")
             return Update(site, "dora" if options.dora else "lora", found, scale)
         if options.kind == "LOHA":
-            found, rank = hadamard(tensors)
+            found, rank = hadamard(tensors, site)
             return Update(site, "loha", found, alpha / rank)
-        found, rank = kronecker(tensors)
+        found, rank = kronecker(tensors, site)
         rank = options.rank_of(path) if rank is None else rank
         return Update(site, "lokr", found, alpha / rank, {"factor": options.factor, "decompose_both": options.both})
-    except (KeyError, ValueError, IndexError, RuntimeError) as error:
+    except (KeyError, ValueError, IndexError, RuntimeError, ArithmeticError) as error:
         raise AdapterFileError(
             f"{where}: {site.describe()} lacks a tensor, or has one that does not fit ({one_line(error)}). "
             "Get the file again."

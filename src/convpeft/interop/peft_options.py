@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 # Starts that leave the base as it is; others (pissa, olora, corda, loftq, lora_ga) train beside a changed base.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "lycoris")
+_LARGEST = 2**31
 _LITERAL = re.compile(r"\^?(?:\\?[\w-]|\\?\.)+\$?")
 
 
@@ -106,14 +106,16 @@ def check_options(options: Mapping[str, Any], directory: Path) -> PeftOptions:
     }
     flags = {key: options.get(key) or False for key in ("use_rslora", "use_dora", "decompose_both")}
     tables = {key: options.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}
-    for key, value in (*numbers.items(), *flags.items(), *tables.items()):
-        right = (
-            _is_number(value, whole=key != alpha) and (value > 0 or key == "decompose_factor")
-            if key in numbers
-            else isinstance(value, bool)
-            if key in flags
-            else _is_table(value, whole=key == "rank_pattern")
-        )
+    checks = {
+        **{
+            key: _is_number(value, whole=key != alpha, least=-1 if key == "decompose_factor" else 0)
+            for key, value in numbers.items()
+        },
+        **{key: isinstance(value, bool) for key, value in flags.items()},
+        **{key: _is_table(value, whole=key == "rank_pattern") for key, value in tables.items()},
+    }
+    for key, right in checks.items():
+        value = (numbers | flags | tables)[key]
         if not right:
             raise AdapterFileError(f"{where}: {key}={one_line(repr(value), 80)} is not what peft writes. Get it again.")
     return PeftOptions(
@@ -170,13 +172,15 @@ def _is_in(value: Any, known: tuple[Any, ...]) -> bool:
     return any(value is each or (type(value) is type(each) and value == each) for each in known)
 
 
-def _is_number(value: Any, *, whole: bool) -> bool:
+def _is_number(value: Any, *, whole: bool, least: int = 0) -> bool:
+    """Whether a number is one that peft takes, and none that overflows; only `least` below zero may be met."""
     kinds = int if whole else (int, float)
-    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        return False
+    return 0 < value < _LARGEST or least == value < 0
 
 
 def _is_table(value: Any, *, whole: bool) -> bool:
     if not isinstance(value, dict):
         return False
-    table = cast(dict[str, Any], value)
-    return all(_is_number(each, whole=whole) and each > 0 for each in table.values())
+    return all(_is_number(each, whole=whole) for each in cast(dict[str, Any], value).values())
