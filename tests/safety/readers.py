@@ -126,8 +126,11 @@ def _prepare_peft(other: str) -> Callable[[Path], object]:
     return prepare
 
 
-def _told(model: nn.Module) -> dict[str, str]:
-    """What a file has put on a model."""
+def _told(read: Callable[[Path, nn.Module], nn.Module], path: Path) -> dict[str, str]:
+    """What a file puts on the small base, whatever it is warned of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model = read(path, network())
     return {name: tensor_digest(value.detach()) for name, value in model.state_dict().items()}
 
 
@@ -439,7 +442,7 @@ READERS = {
                 f"peft-{name}",
                 (f"convpeft.interop.files:{function}",),
                 f"peft/{file}",
-                lambda folder: _told(read_peft(folder / "peft", network())),
+                lambda folder: _told(read_peft, folder / "peft"),
                 lambda file=file: {"lora": _peft_files()[file]},
                 _prepare_peft(other),
             )
@@ -452,14 +455,14 @@ READERS = {
             "lycoris",
             ("convpeft.interop.files:read_tensors",),
             "x.safetensors",
-            lambda folder: _told(read_lycoris(folder / "x.safetensors", network())),
+            lambda folder: _told(read_lycoris, folder / "x.safetensors"),
             lambda: {"lora": _peft_files()["lycoris"]},
         ),
         Reader(
             "loralib",
             _WEIGHTS[1:],
             "x.pt",
-            lambda folder: _told(read_loralib(folder / "x.pt", network())),
+            lambda folder: _told(read_loralib, folder / "x.pt"),
             lambda: {"lora": _peft_files()["loralib"]},
         ),
         Reader(
