@@ -68,7 +68,11 @@ def attach_updates(model: Model, name: str, updates: Sequence[Update], source: s
         if label == HEAD:
             classes = update.tensors["weight"].shape[0]
         parts.append((update.path, label, part.to(device=own_weight(model, update.site).device)))
-    warn_layers(widened, "factors are larger than the layer, or split otherwise: its weight was taken whole, equal now")
+    warn_layers(
+        widened,
+        "factors are larger than the layer, or split otherwise: its weight was taken whole, equal now",
+        level=4,
+    )
     methods = sorted(common) or ["full"]
     cls = method_class(methods[0])
     options: dict[str, Any] = dict(common)
@@ -79,11 +83,11 @@ def attach_updates(model: Model, name: str, updates: Sequence[Update], source: s
     return model
 
 
-def warn_layers(paths: Sequence[str], what: str) -> None:
-    """One line that names layers, if there are any."""
+def warn_layers(paths: Sequence[str], what: str, *, level: int = 3) -> None:
+    """One line that names layers, if there are any; it points so many calls up."""
     if paths:
         listed = ", ".join(repr(path) for path in paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
-        warnings.warn(f"{len(paths)} layers ({listed}): {what}.", stacklevel=4)
+        warnings.warn(f"{len(paths)} layers ({listed}): {what}.", stacklevel=level)
 
 
 def _part_of(model: nn.Module, update: Update, common: dict[str, dict[str, Any]]) -> tuple[str, Module]:

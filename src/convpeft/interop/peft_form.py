@@ -282,5 +282,7 @@ def _warn_geometry(sites: Sequence[Site], kind: str) -> None:
         if site.padding_mode != "zeros" or (dilated and any(step != 1 for step in site.dilation))
     ]
     warn_layers(
-        odd, "peft is only right with zero padding, and LoRA without dilation; what its merged weight means is taken"
+        odd,
+        "peft is only right with zero padding, and LoRA without dilation; what its merged weight means is taken",
+        level=4,
     )
