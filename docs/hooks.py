@@ -35,6 +35,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "robustness.md",
         "compression.md",
         "promises.md",
+        "migration.md",
         {"Methods": _folder("methods", paths)},
         "reference.md",
         {"Results": _folder("results", paths)},

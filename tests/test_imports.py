@@ -48,7 +48,7 @@ LAYERS = (
     {"attachment"},
     {"autotuning", "bank", "checking", "costing", "counting", "merging", "speed", "storage", "summing"},
     {"data", "models"},
-    {"combining", "compression", "deployment", "evaluation", "reporting", "training"},
+    {"combining", "compression", "deployment", "evaluation", "interop", "reporting", "training"},
     {"comparing"},
     {"console"},
     {"commands", "demo"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +36,7 @@ from convpeft.deployment.onnx_file import load_onnx
 from convpeft.evaluation.inference import load_classifier
 from convpeft.fingerprints import tensor_digest
 from convpeft.hub_address import HubAddress
+from convpeft.interop import read_loralib, read_lycoris, read_peft, write_loralib, write_lycoris, write_peft
 from convpeft.models import Preprocessing, compressed, load_model
 from convpeft.models.weights import read_weights
 from convpeft.planning import read_requests
@@ -104,6 +106,38 @@ def _prepare_adapter(kind: str, *names: str) -> Callable[[Path], object]:
             (folder / "adapter" / name).write_bytes(_saved(kind)[name])
 
     return prepare
+
+
+@cache
+def _peft_files() -> dict[str, bytes]:
+    """An adapter of the small base in the forms of other packages."""
+    import tempfile
+
+    torch.manual_seed(0)
+    model = convpeft.attach(network(), "lora", rank=1, include=["conv", "linear"])
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        place = write_peft(model, Path(folder) / "peft")
+        lycoris = write_lycoris(model, Path(folder) / "x.safetensors")
+        loralib = write_loralib(model, Path(folder) / "x.pt")
+        files = {name: (place / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+        return files | {"lycoris": lycoris.read_bytes(), "loralib": loralib.read_bytes()}
+
+
+def _prepare_peft(other: str) -> Callable[[Path], object]:
+    def prepare(folder: Path) -> None:
+        (folder / "peft").mkdir(parents=True, exist_ok=True)
+        (folder / "peft" / other).write_bytes(_peft_files()[other])
+
+    return prepare
+
+
+def _told(read: Callable[[Path, nn.Module], nn.Module], path: Path) -> dict[str, str]:
+    """What a file puts on the small base, whatever it is warned of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model = read(path, network())
+    return {name: tensor_digest(value.detach()) for name, value in model.state_dict().items()}
 
 
 _BASE: list[nn.Module] = []
@@ -553,6 +587,34 @@ READERS = {
                 sign=sign,
             )
             for name, sign in (("compressed", bytes), ("compressed-signed", sign_compressed))
+        ),
+        *(
+            Reader(
+                f"peft-{name}",
+                (f"convpeft.interop.files:{function}",),
+                f"peft/{file}",
+                lambda folder: _told(read_peft, folder / "peft"),
+                lambda file=file: {"lora": _peft_files()[file]},
+                _prepare_peft(other),
+            )
+            for name, function, file, other in (
+                ("options", "read_options", CONFIG, WEIGHTS),
+                ("tensors", "read_tensors", WEIGHTS, CONFIG),
+            )
+        ),
+        Reader(
+            "lycoris",
+            ("convpeft.interop.files:read_tensors",),
+            "x.safetensors",
+            lambda folder: _told(read_lycoris, folder / "x.safetensors"),
+            lambda: {"lora": _peft_files()["lycoris"]},
+        ),
+        Reader(
+            "loralib",
+            _WEIGHTS[1:],
+            "x.pt",
+            lambda folder: _told(read_loralib, folder / "x.pt"),
+            lambda: {"lora": _peft_files()["loralib"]},
         ),
         Reader(
             "weights-safetensors",

@@ -26,6 +26,11 @@ FAMILIES = {
     "mutated recipes and locks": (10_000, 300, ["recipe", "word", "lock"]),
     "mutated measurements": (1_000, 100, ["measurements"]),
     "mutated weights": (10_000, 300, ["weights-safetensors", "weights-torch"]),
+    "mutated files of other packages": (
+        10_000,
+        400,
+        ["peft-options", "peft-tensors", "lycoris", "loralib"],
+    ),
 }
 # A digest protects these: what is accepted says the same as before.
 PROTECTED = (
