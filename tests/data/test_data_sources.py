@@ -35,7 +35,7 @@ def test_plain_path_is_answered_with_the_spec_to_write(tmp_path):
         ("val_fraction", 0.0, "expected a share between 0 and 1, such as 0.1"),
         ("val_fraction", float("nan"), "expected a share between 0 and 1, such as 0.1"),
         ("test_fraction", 1.0, "expected a share between 0 and 1, such as 0.1"),
-        ("seed", -1, "0 or more\\."),
+        ("seed", -1, "expected 0 or more"),
         ("limit", 0, "expected 1 or more, or no limit"),
     ],
 )
