@@ -22,7 +22,8 @@ def page() -> str:
 
 def _latency(facts: dict[str, Any]) -> list[str]:
     rows = [
-        f"| {row['network']} | {row['base_ms']:.2f} | {row['merged_ms']:.2f} | {row['int8_ms']:.2f} "
+        f"| {row['network']} | {row['base_ms']:.2f} | {row['merged_ms']:.2f} "
+        f"| {row['patchable_ms']:.2f} | {row['int8_ms']:.2f} "
         f"| {row['ratio'][1]:.3f} ({row['ratio'][0]:.3f} to {row['ratio'][2]:.3f}) "
         f"| {row['base_bytes']:,} | {row['merged_bytes']:,} | {row['int8_bytes']:,} |"
         for row in facts["networks"]
@@ -33,8 +34,8 @@ def _latency(facts: dict[str, Any]) -> list[str]:
         f"One image, one thread, random weights, LoRA of rank 8 perturbed; {facts['rounds']} rounds in turn on "
         f"{facts['machine']}. The ratio is merged over base, median and quartiles of the rounds.",
         "",
-        "| network | base ms | merged ms | int8 ms | ratio | base bytes | merged bytes | int8 bytes |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| network | base ms | merged ms | `--base` ms | int8 ms | ratio | base bytes | merged bytes | int8 bytes |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         *rows,
         "",
         "Made by `python benchmarks/deployment/latency.py`.",
