@@ -10,6 +10,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import page
 import torch
 
 import convpeft
@@ -59,6 +60,7 @@ def main() -> None:
     told = {"method": "lora", "rank": RANK, "classes": CLASSES, "torch": torch.__version__, "rows": rows}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    page.write_page(out.parent)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Time base, merged and eight-bit files in onnxruntime, in turn, and write docs/results/deployment/latency.json."""
+"""Time base, merged, patchable and eight-bit files in onnxruntime, in turn; write latency.json and its page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 
 import convpeft
 from convpeft.deployment.graphs import INPUT, session_of
-from convpeft.deployment.onnx_base import export_base
+from convpeft.deployment.onnx_base import bare_base, export_base
 from convpeft.deployment.onnx_merged import describe, export_onnx
 from convpeft.deployment.quantizing import quantize_onnx
 from convpeft.evaluation.inference import Classifier
@@ -42,11 +42,13 @@ def files_of(source: str, folder: Path) -> dict[str, Path]:
     preprocessing = preprocessing_of(model)
     assert preprocessing is not None
     images = torch.randn(8, 3, *preprocessing.size)
-    made = {name: folder / f"{name}.onnx" for name in ("base", "merged", "int8")}
+    made = {name: folder / f"{name}.onnx" for name in ("base", "merged", "patchable", "int8")}
     with torch.no_grad():
         outputs = model(images).shape[1]
     classifier = Classifier(model, dataclasses.replace(preprocessing), tuple(map(str, range(outputs))))
-    export_base(model, made["base"], images=images)
+    base = dataclasses.replace(classifier, model=bare_base(model))  # exported alike, or the ratio tells of the exporter
+    export_onnx(base, made["base"], images=images)
+    export_base(model, made["patchable"], images=images)
     export_onnx(classifier, made["merged"], images=images)
     quantize_onnx(made["merged"], made["int8"], images.split(4), metadata=describe(classifier, "int8"))
     return made
@@ -81,7 +83,7 @@ def main() -> None:
     facts = {"rounds": rounds, "machine": platform.processor() or platform.machine(), "networks": rows}
     page.FOLDER.mkdir(parents=True, exist_ok=True)
     (page.FOLDER / "latency.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    page.PAGE.write_text(page.page(), encoding="utf-8")
+    page.write_page()
     slow = [row["network"] for row in rows if row["ratio"][1] > 1.03]
     sys.exit(f"merged is slower than the base by more than 3 %: {', '.join(slow)}" if slow else 0)
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parents[2] / "docs" / "results" / "deployment"
-PAGE = FOLDER.with_suffix(".md")
 
 
-def page() -> str:
+def page(folder: Path = FOLDER) -> str:
     """The page, with a section for each file that is there."""
     sections = ["# Deployment", ""]
     for name, section in (("latency", _latency), ("bytes", _bytes)):
-        file = FOLDER / f"{name}.json"
+        file = folder / f"{name}.json"
         if file.is_file():
             sections += section(json.loads(file.read_text(encoding="utf-8")))
     return "\n".join(sections)
@@ -22,7 +21,8 @@ def page() -> str:
 
 def _latency(facts: dict[str, Any]) -> list[str]:
     rows = [
-        f"| {row['network']} | {row['base_ms']:.2f} | {row['merged_ms']:.2f} | {row['int8_ms']:.2f} "
+        f"| {row['network']} | {row['base_ms']:.2f} | {row['merged_ms']:.2f} "
+        f"| {row['patchable_ms']:.2f} | {row['int8_ms']:.2f} "
         f"| {row['ratio'][1]:.3f} ({row['ratio'][0]:.3f} to {row['ratio'][2]:.3f}) "
         f"| {row['base_bytes']:,} | {row['merged_bytes']:,} | {row['int8_bytes']:,} |"
         for row in facts["networks"]
@@ -33,8 +33,8 @@ def _latency(facts: dict[str, Any]) -> list[str]:
         f"One image, one thread, random weights, LoRA of rank 8 perturbed; {facts['rounds']} rounds in turn on "
         f"{facts['machine']}. The ratio is merged over base, median and quartiles of the rounds.",
         "",
-        "| network | base ms | merged ms | int8 ms | ratio | base bytes | merged bytes | int8 bytes |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| network | base ms | merged ms | `--base` ms | int8 ms | ratio | base bytes | merged bytes | int8 bytes |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         *rows,
         "",
         "Made by `python benchmarks/deployment/latency.py`.",
@@ -44,12 +44,28 @@ def _latency(facts: dict[str, Any]) -> list[str]:
 
 def _bytes(facts: dict[str, Any]) -> list[str]:
     rows = [
-        f"| {row['network']} | {row['full']:,} | {row['adapter']:,} | {row['patch']:,} | {row['ratio']:.4f} |"
-        for row in facts["networks"]
+        f"| {row['network']} | {row['full']:,} | {row['adapter']:,} | {row['patch']:,} | {row['ratio']:.0f} |"
+        for row in facts["rows"]
     ]
-    head = ["| network | full model bytes | adapter bytes | patch bytes | ratio |", "|---|---:|---:|---:|---:|"]
-    return ["## Bytes to bring to a device", "", *head, *rows, ""]
+    return [
+        "## Bytes to bring to a device",
+        "",
+        f"LoRA of rank {facts['rank']} on every convolution and a new head of {facts['classes']} classes, random "
+        "weights. The full model is its merged weights; the patch is the adapter with the map that `convpeft patch` needs.",
+        "",
+        "| network | full model bytes | adapter bytes | patch bytes | full through patch |",
+        "|---|---:|---:|---:|---:|",
+        *rows,
+        "",
+        f"Made by `python benchmarks/deployment/bytes.py`, torch {facts['torch']}.",
+        "",
+    ]
+
+
+def write_page(folder: Path = FOLDER) -> None:
+    """Write the page beside the folder of JSON files."""
+    folder.with_suffix(".md").write_text(page(folder), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    write_page()

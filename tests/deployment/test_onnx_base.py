@@ -23,6 +23,7 @@ def test_base_keeps_names_bits_and_norms(kind, tmp_path):
         assert found[name].tobytes() == tensor.detach().numpy().tobytes(), name
         assert found[name].shape == tuple(tensor.shape)
     assert sum(node.op_type == "BatchNormalization" for node in graph.graph.node) == 1
+    assert len(next(node for node in graph.graph.node if node.op_type == "Conv").input) == 2  # no bias of zeros
     told = {each.key: each.value for each in graph.metadata_props}
     assert told["convpeft.fingerprint"] == fingerprint(base)[0]
     assert json.loads(told["convpeft.preprocessing"]) == PREPROCESSING.to_dict()

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from convpeft.deployment.comparing import Difference, answers_of, check
@@ -75,7 +76,7 @@ def write_weights(
         **(notes or {}),
     }
     tensors = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
-    save_file(tensors, path, metadata=told)
+    safetensors.torch.save_file(tensors, path, metadata=told)
     return len(tensors)
 
 
