@@ -51,7 +51,8 @@ def _bytes(facts: dict[str, Any]) -> list[str]:
         "## Bytes to bring to a device",
         "",
         f"LoRA of rank {facts['rank']} on every convolution and a new head of {facts['classes']} classes, random "
-        "weights. The full model is its merged weights; the patch is the adapter with the map that `convpeft patch` needs.",
+        "weights. The full model is its merged weights; the patch is the adapter with the map that `convpeft patch` "
+        "needs.",
         "",
         "| network | full model bytes | adapter bytes | patch bytes | full through patch |",
         "|---|---:|---:|---:|---:|",
