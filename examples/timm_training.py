@@ -33,10 +33,10 @@ base = timm.create_model("resnet10t", pretrained=False)  # yours: pretrained=Tru
 model = convpeft.attach(copy.deepcopy(base), "lora", rank=4, num_classes=4, norm="train")
 here = {"use_prefetcher": False, "num_workers": 0, "persistent_workers": False, "device": torch.device("cpu")}
 here |= {"input_size": (3, 64, 64), "batch_size": 32, "crop_pct": 1.0}
-train = timm.data.create_loader(Bars(192, 0), is_training=True, no_aug=True, **here)
+train = timm.data.create_loader(Bars(256, 0), is_training=True, no_aug=True, **here)
 test = timm.data.create_loader(Bars(96, 1), **here)
 optimizer = optim.create_optimizer_v2(convpeft.param_groups(model), opt="adamw", lr=3e-3)
-schedule, epochs = scheduler.create_scheduler_v2(optimizer, sched="cosine", num_epochs=4)
+schedule, epochs = scheduler.create_scheduler_v2(optimizer, sched="cosine", num_epochs=5)
 smoothed = loss.LabelSmoothingCrossEntropy(0.1)
 saver = utils.CheckpointSaver(model, optimizer, checkpoint_dir=".")
 for epoch in range(epochs):
