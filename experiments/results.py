@@ -62,6 +62,19 @@ PAGES = (
         also="results/correctness.json",
     ),
     Page(
+        "bank",
+        "docs/results/bank.json",
+        ("benchmarks/bank/run.py", "page", "--out", "{docs}/results"),
+        ("results/bank.md",),
+        also="results/bank.json",
+    ),
+    Page(
+        "deployment",
+        "docs/results/deployment/bytes.json",
+        ("benchmarks/deployment/page.py", "{docs}/results"),
+        ("results/deployment.md",),
+    ),
+    Page(
         "promises",
         "docs/results/promises.json",
         ("benchmarks/promises/run.py", "page", "--out", "{docs}/promises.md"),

@@ -60,7 +60,7 @@ def main() -> None:
     told = {"method": "lora", "rank": RANK, "classes": CLASSES, "torch": torch.__version__, "rows": rows}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    page.write_page(out.parent)
+    page.write_page()
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
-"""Write docs/results/deployment.md from the JSON files beside it."""
+"""Write docs/results/deployment.md from the JSON files beside it: python benchmarks/deployment/page.py [FOLDER]."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parents[2] / "docs" / "results" / "deployment"
 
 
-def page(folder: Path = FOLDER) -> str:
+def page() -> str:
     """The page, with a section for each file that is there."""
     sections = ["# Deployment", ""]
     for name, section in (("latency", _latency), ("bytes", _bytes)):
-        file = folder / f"{name}.json"
+        file = FOLDER / f"{name}.json"
         if file.is_file():
             sections += section(json.loads(file.read_text(encoding="utf-8")))
     return "\n".join(sections)
@@ -63,10 +64,10 @@ def _bytes(facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def write_page(folder: Path = FOLDER) -> None:
-    """Write the page beside the folder of JSON files."""
-    folder.with_suffix(".md").write_text(page(folder), encoding="utf-8")
+def write_page(out: Path = FOLDER.parent) -> None:
+    """Write the page into a folder, from the figures in docs/results/deployment."""
+    (out / "deployment.md").write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write_page()
+    write_page(*map(Path, sys.argv[1:]))
