@@ -30,6 +30,8 @@ FULL: dict[str, Any] = {
     "data": {
         "source": "folder:a\tb",
         "limit": 100,
+        "fraction": 0.5,
+        "per_class": 5,
         "fold": 2,
         "val_fraction": 0.125,
         "test_fraction": 1e-05,
