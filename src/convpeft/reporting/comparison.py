@@ -58,7 +58,9 @@ def plot_costs(panels: Mapping[str, Sequence[CostPoint]], *, units: Mapping[str,
         axes.minorticks_off()
         costs = [point.cost for point in points]
         ends = (min(costs), max(costs))
-        axes.set_xticks(list(dict.fromkeys((ends[0], (ends[0] * ends[1]) ** 0.5, ends[1]))))
+        middle = (ends[0] * ends[1]) ** 0.5
+        # where all cost about the same, three labels would stand in one another
+        axes.set_xticks(list(dict.fromkeys((ends[0], middle, ends[1]))) if ends[1] > 3 * ends[0] else [middle])
         axes.set_xlim(ends[0] / 1.6, ends[1] * 1.6)
         axes.xaxis.set_major_formatter(written(units[name]))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
