@@ -120,7 +120,7 @@ def test_merge_that_fails_leaves_nothing_and_says_why(call, run, tmp_path, monke
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("convpeft.deployment.weights.save_file", fail)
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
     line = call("merge", run, "--out", tmp_path / "merged.safetensors").failed(1)
     assert (
         "merged.safetensors: cannot be written ([Errno 28] No space left on device). Free space or give another name"
