@@ -51,6 +51,7 @@ class Bank:
         ModelError: If adapters are attached to the model, or it is one that cannot be adapted.
         OptionError: If capacity is below 1.
 
+    >>> import torch
     >>> from torch import nn
     >>> bank = Bank(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2)))
     >>> [len(logits) for logits in bank.run(torch.ones(2, 3, 3, 3), [None, None])]
