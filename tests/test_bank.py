@@ -217,13 +217,12 @@ def test_least_recently_used_adapter_makes_room_and_is_read_again(tmp_path):
     assert bank.names == ("0", "1", "2")
     assert bank.loaded == ("0", "1")  # one that nobody has asked for drives none out
     before = bank.run(IMAGES, "1")
-    assert bank.loaded == ("0", "1")
-    bank.run(IMAGES, "2")
-    assert bank.loaded == ("1", "2")
     bank.run(IMAGES, "0")
-    assert bank.loaded == ("2", "0")
+    assert bank.loaded == ("1", "0")  # asked for last, though read first
+    bank.run(IMAGES, "2")
+    assert bank.loaded == ("0", "2")
     assert torch.equal(bank.run(IMAGES, "1"), before)
-    assert bank.loaded == ("0", "1")
+    assert bank.loaded == ("2", "1")
 
 
 def test_more_adapters_in_one_batch_than_stay_in_memory(tmp_path):

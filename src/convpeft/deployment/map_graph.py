@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 
 from convpeft.adapters import Adapter
 from convpeft.composing import compose, has_joint_bias
+from convpeft.deployment.graphs import quiet_exporter
 from convpeft.errors import ModelError
 
 DOMAIN = "convpeft.map"
@@ -79,7 +77,7 @@ def trace_maps(compositions: Sequence[Composition]) -> list[Traced]:
     with torch.no_grad():
         modules = [_AsFunction(each) for each in compositions]
         counts = [len(module(*given)) for module, given in zip(modules, tensors, strict=True)]
-        with _quietly():
+        with quiet_exporter():
             try:
                 module = _SideBySide(modules, [len(given) for given in tensors])
                 program = _export(module.eval(), tuple(value for given in tensors for value in given))
@@ -143,19 +141,6 @@ class _SideBySide(nn.Module):
             found += function(*tensors[:count])
             tensors = tensors[count:]
         return tuple(found)
-
-
-@contextmanager
-def _quietly() -> Generator[None]:
-    """Keep what the exporter tells its own developers off the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _as_function(

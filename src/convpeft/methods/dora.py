@@ -79,7 +79,8 @@ class Dora(Lora, name="dora"):
         stretch = (self.gain * ratio).unsqueeze(1)  # c, (out, 1)
         turned = stretch * (along / torch.where(square > 0, square, 1)).unsqueeze(1)  # k, (out, 1)
         of_up = stretch * of_grad - turned * of_direction
-        of_down = (stretch * up).T @ grad - (turned * up).T @ weight - (turned * up).T @ up @ down
+        back = (turned * up).T  # (rank, out)
+        of_down = (stretch * up).T @ grad - back @ weight - back @ up @ down
         return self.scale * of_up, of_down, ratio * along
 
 
