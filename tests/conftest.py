@@ -9,6 +9,8 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "agg"
+# Tests that compare bytes, and those without the mark, are about the CPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CONVPEFT_GPU", "")  # the number of the GPU for those with it
 
 import hypothesis
 import pytest
@@ -46,7 +48,7 @@ DATA_VARIABLE = "CONVPEFT_DATA"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what uses `data_root`, skip what is marked for data or a GPU where there is none, and note promises."""
     no_data = pytest.mark.skip(reason=f"{DATA_VARIABLE} is not set")
-    no_gpu = pytest.mark.skip(reason="no CUDA device")
+    no_gpu = pytest.mark.skip(reason="CONVPEFT_GPU is not set to the number of a GPU")
     for item in items:
         if "data_root" in getattr(item, "fixturenames", ()):
             item.add_marker("data")

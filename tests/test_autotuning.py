@@ -36,14 +36,14 @@ def cache(tmp_path, monkeypatch):
 class Clock:
     """Stands in for the clock: the kernels' times by turns, and how often it was asked."""
 
-    def __init__(self, monkeypatch, times=(3.0, 1.0, 2.0)) -> None:
+    def __init__(self, monkeypatch, times=(3.0, 1.0, 2.0, 4.0)) -> None:
         self.times, self.asked = times, 0
         monkeypatch.setattr(autotuning, "_seconds", self)
 
     def __call__(self, call, device) -> float:
         call()
         self.asked += 1
-        return self.times[(self.asked - 1) % 3]  # weight, side, hybrid
+        return self.times[(self.asked - 1) % 4]  # weight, side, hybrid, fused
 
 
 @pytest.fixture
@@ -52,12 +52,14 @@ def clock(monkeypatch):
 
 
 SHAPES = 2
-ASKED = SHAPES * 3 * (autotuning._ROUNDS + 1)
+ASKED = SHAPES * 4 * (autotuning._ROUNDS + 1)
 SITES = {"0", "2", "5"}  # the last one is the classifier
 
 
 def test_fastest_kernel_is_chosen_and_computes_the_next_step(monkeypatch):
-    for times, best in (((3.0, 1.0, 2.0), "side"), ((1.0, 3.0, 2.0), "weight"), ((2.0, 3.0, 1.0), "hybrid")):
+    names = ("weight", "side", "hybrid", "fused")
+    for best in names:
+        times = tuple(1.0 if name == best else 3.0 for name in names)
         Clock(monkeypatch, times)
         cache_path().unlink(missing_ok=True)
         model = adapted()
@@ -70,12 +72,13 @@ def test_fastest_kernel_is_chosen_and_computes_the_next_step(monkeypatch):
 
 def test_median_counts_and_not_the_best_or_the_worst(monkeypatch):
     """Side is the fastest once and the slowest once; on the whole it is not."""
-    times = iter([9.0, 9.0, 9.0, *[2.0, 0.1, 3.0], *[2.0, 50.0, 3.0], *3 * [2.0, 4.0, 3.0]] * SHAPES)
+    warm, rest = [9.0, 9.0, 9.0, 9.0], [2.0, 4.0, 3.0, 3.0]
+    times = iter([*warm, *[2.0, 0.1, 3.0, 3.0], *[2.0, 50.0, 3.0, 3.0], *3 * rest] * SHAPES)
     monkeypatch.setattr(autotuning, "_seconds", lambda call, device: next(times))
     assert set(autotune(adapted(), IMAGES).sites.values()) == {"weight"}
 
 
-@pytest.mark.parametrize(("usual", "times"), [(True, (1.0, 1.2, 1.04)), (False, (1.04, 1.2, 1.0))])
+@pytest.mark.parametrize(("usual", "times"), [(True, (1.0, 1.2, 1.04, 1.2)), (False, (1.04, 1.2, 1.0, 1.2))])
 def test_usual_kernel_is_kept_where_the_gain_may_be_chance(monkeypatch, usual, times):
     monkeypatch.setattr("convpeft.kernels.running._pays", lambda *_, **__: usual)
     Clock(monkeypatch, times)
@@ -194,10 +197,10 @@ def test_gradients_after_tuning_are_those_of_the_definition(clock):
         b"[]",
         b'{"a": 1}',
         b'{"a": {"weight": 1.0, "side": 2.0}}',
-        b'{"a": {"weight": 1.0, "side": 2.0, "hybrid": "fast"}}',
-        b'{"a": {"weight": 1.0, "side": 2.0, "hybrid": NaN}}',
-        b'{"a": {"weight": 1.0, "side": 2.0, "hybrid": -1.0}}',
-        b'{"a": {"weight": 1.0, "side": 2.0, "fastest": 1.0}}',
+        b'{"a": {"weight": 1.0, "side": 2.0, "hybrid": "fast", "fused": 1.0}}',
+        b'{"a": {"weight": 1.0, "side": 2.0, "hybrid": NaN, "fused": 1.0}}',
+        b'{"a": {"weight": 1.0, "side": 2.0, "hybrid": -1.0, "fused": 1.0}}',
+        b'{"a": {"weight": 1.0, "side": 2.0, "hybrid": 1.0, "fastest": 1.0}}',
         b"[" * 100_000,
     ],
     ids=lambda content: content[:60],

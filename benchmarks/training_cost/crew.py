@@ -32,7 +32,7 @@ def prepare(threads: int) -> None:
         "MKL_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
         "KERAS_BACKEND": "torch",
-        "KERAS_TORCH_DEVICE": "cpu",
+        "KERAS_TORCH_DEVICE": "cpu",  # no row of Keras on a GPU
     }
     _FORK.set_forkserver_preload(["imports"])
 

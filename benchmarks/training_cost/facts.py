@@ -32,8 +32,8 @@ def source_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """Cores, vector instructions and memory."""
+def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
+    """Cores, vector instructions and memory, and the GPU where one takes part."""
     import torch
 
     return {
@@ -44,4 +44,4 @@ def machine(threads: int) -> dict[str, Any]:
         "AMX tiles": bool(torch.cpu._is_amx_tile_supported()),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "cuda": torch.cuda.is_available(),
-    }
+    } | ({} if device == "cpu" else {"gpu": torch.cuda.get_device_name()})

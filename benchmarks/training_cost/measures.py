@@ -68,9 +68,15 @@ def operations(forward: Callable[[], Any], backward: Callable[[Any], None]) -> t
     return first.total, second.total
 
 
-def peak_growth(step: Callable[[], None], steps: int) -> int:
-    """By how many bytes the largest resident size of this process during some steps exceeds that before them."""
+def peak_growth(step: Callable[[], None], steps: int, device: str = "cpu") -> int:
+    """By how many bytes the largest size during some steps exceeds that before: resident, or allocated on a GPU."""
     gc.collect()
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        for _ in range(steps):
+            step()
+        return torch.cuda.max_memory_allocated() - before
     before = _resident("VmRSS")
     with contextlib.suppress(OSError):
         _RESET.write_text("5")  # forget the largest size so far
@@ -84,21 +90,30 @@ def _resident(field: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def alternate(first: Callable[[], Any], second: Callable[[], Any], rounds: int) -> list[float]:
+def alternate(first: Callable[[], Any], second: Callable[[], Any], rounds: int, steps: int = 1) -> list[float]:
     """Time of `first` through that of `second`, round by round; each goes first in every other round."""
     ratios = []
     for number in range(-2, rounds):  # two rounds warm up
         pair = [first, second] if number % 2 else [second, first]
-        times = {call: seconds(call) for call in pair}
+        times = {call: seconds(call, steps) for call in pair}
         if number >= 0:
             ratios.append(times[first] / times[second])
     return ratios
 
 
-def seconds(call: Callable[[], Any]) -> float:
+def seconds(call: Callable[[], Any], steps: int = 1) -> float:
+    """Of one call, the mean of some; a GPU has done its work before and after."""
+    _wait()
     started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+    for _ in range(steps):
+        call()
+    _wait()
+    return (time.perf_counter() - started) / steps
+
+
+def _wait() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def pairwise(times: Sequence[float], of_baseline: Sequence[float]) -> list[float]:

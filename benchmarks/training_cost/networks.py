@@ -38,4 +38,4 @@ def convolution_paths(model: nn.Module, first: str = "") -> list[str]:
 
 def plain(cell: Cell) -> nn.Module:
     """The network for inference, all parameters without gradients."""
-    return build(cell).requires_grad_(False).eval()
+    return build(cell).requires_grad_(False).eval().to(cell.device)

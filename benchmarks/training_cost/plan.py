@@ -10,6 +10,7 @@ CLASSES, RANK, SIZE = 10, 8, 112
 SEED, LEARNING_RATE, WEIGHT_DECAY = 0, 1e-3, 0.01
 ROUNDS, GROWTH_ROUNDS, INFERENCE_ROUNDS = 12, 6, 20
 INFERENCE_BATCH = 8
+GPU_BATCH, GPU_SIZE, GPU_STEPS = 64, 224, 5  # a GPU is idle with less; steps on the clock at once
 MEMORY_STEPS = 3
 LAYOUTS = ("contiguous", "channels_last")
 
@@ -128,6 +129,7 @@ class Cell:
     rank: int = RANK
     first: str = ""  # the first stage with adapters; empty for all
     layout: str = "own"
+    device: str = "cpu"
 
     @property
     def key(self) -> str:
@@ -143,10 +145,15 @@ STAGES = ("", "layer2", "layer3", "layer4")
 GROWTH_NET = "resnet18"
 
 
-def method_groups(nets: Sequence[str], modes: Sequence[str], *, fast: bool) -> list[list[Cell]]:
+def method_groups(nets: Sequence[str], modes: Sequence[str], *, fast: bool, device: str = "cpu") -> list[list[Cell]]:
     """Of each network, the modes that are asked for, as they take turns."""
-    of = {net: (4, 32) if fast else (NETS[net].batch, SIZE) for net in nets}
-    groups = [[Cell(net, mode, *of[net]) for mode in group if mode in modes] for net in nets for group in GROUPS]
+    usual = {net: (NETS[net].batch, SIZE) if device == "cpu" else (GPU_BATCH, GPU_SIZE) for net in nets}
+    of = dict.fromkeys(nets, (4, 32)) if fast else usual
+    groups = [
+        [Cell(net, mode, *of[net], device=device) for mode in group if mode in modes]
+        for net in nets
+        for group in GROUPS
+    ]
     return [group for group in groups if group]
 
 

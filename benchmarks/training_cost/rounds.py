@@ -21,7 +21,7 @@ def measure(cells: Sequence[Cell], *, rounds: int, threads: int) -> list[Row]:
     first = cells[0]
     names = BASELINES[MODES[first.mode].against]
     wanted = {cell.key for cell in cells}
-    missing = [Cell(first.net, name, first.batch, first.size) for name in names]
+    missing = [Cell(first.net, name, first.batch, first.size, device=first.device) for name in names]
     every = [*(cell for cell in missing if cell.key not in wanted), *cells]
     rows: dict[str, Row] = {cell.key: {"cell": cell.key, **_about(cell)} for cell in every}
     with contextlib.ExitStack() as stack:

@@ -2,6 +2,7 @@
 
 python benchmarks/training_cost/run.py                            # all; goes on where it stopped
 python benchmarks/training_cost/run.py --nets resnet18 --modes default,lean,peft-lora --out DIR
+python benchmarks/training_cost/run.py --device cuda --rounds 12  # the first table on a GPU, with a page of its own
 python benchmarks/training_cost/run.py --fast --out DIR           # does everything work? The numbers mean nothing
 python benchmarks/training_cost/run.py page                       # the page from the JSON file
 """
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--only", type=_words, default=list(TABLES), help=f"of {', '.join(TABLES)}")
     parser.add_argument("--rounds", type=int, help=f"of the methods ({ROUNDS}); growth takes half of them")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all cores")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--fast", action="store_true", help="one small network, few modes, two rounds")
     parser.add_argument("--again", action="store_true", help="measure everything anew")
     parser.add_argument("--work", type=Path, default=REPOSITORY / "runs" / NAME, help="where unfinished work is kept")
@@ -50,7 +52,7 @@ def main() -> None:
         if unknown := [name for name in given if name not in known]:
             parser.error(f"there is no {unknown[0]!r}; there are: {', '.join(known)}")
     told.out.mkdir(parents=True, exist_ok=True)
-    path = told.out / f"{NAME}.json"
+    path = told.out / f"{NAME if told.device == 'cpu' else NAME + '_gpu'}.json"
     if told.command == "run":
         _write(path, measure(told))
     from page import write_page
@@ -61,6 +63,8 @@ def main() -> None:
 def _fill_in(told: argparse.Namespace) -> None:
     """What was not said."""
     usual = list(FAST) if told.fast else [mode for mode in MODES if mode not in SELDOM]
+    if told.device != "cpu":
+        told.only = ["methods"]
     told.nets = told.nets or (["resnet18"] if told.fast else list(NETS))
     told.modes = told.modes or usual
     told.rounds = told.rounds or (2 if told.fast else ROUNDS)
@@ -73,7 +77,7 @@ def measure(told: argparse.Namespace) -> dict[str, Any]:
     from store import Store
 
     prepare(told.threads)
-    facts = {"machine": machine(told.threads), "versions": versions()}
+    facts = {"machine": machine(told.threads, told.device), "versions": versions()}
     store = Store(told.work, facts | {"rounds": told.rounds, "fast": told.fast}, source_digest())
     if told.again:
         store.forget()
@@ -83,7 +87,7 @@ def measure(told: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     growth = growth_groups(fast=told.fast)
     if "methods" in told.only:
-        for group in method_groups(told.nets, told.modes, fast=told.fast):
+        for group in method_groups(told.nets, told.modes, fast=told.fast, device=told.device):
             _groups(store, "methods", group, told, rounds=told.rounds)
     if "growth" in told.only:
         for what, groups in growth.items():
@@ -94,7 +98,8 @@ def measure(told: argparse.Namespace) -> dict[str, Any]:
             for net in [net for net in nets if net in told.nets]:
                 _alone(store, table, net, told)
     print(f"{(time.perf_counter() - began) / 60:.1f} minutes", flush=True)
-    wanted = [cell.key for group in method_groups(told.nets, told.modes, fast=told.fast) for cell in group]
+    groups = method_groups(told.nets, told.modes, fast=told.fast, device=told.device)
+    wanted = [cell.key for group in groups for cell in group]
     rows = store.read("methods")
     return {
         "command": " ".join(["python benchmarks/training_cost/run.py", *_told(sys.argv[1:])]),

@@ -59,7 +59,9 @@ class TorchTrainee(Trainee):
     def __init__(self, cell: Cell, model: nn.Module) -> None:
         mode = MODES[cell.mode]
         self.model, self._bf16, self._layout = model, mode.against == "bf16", cell.layout
+        self._device = cell.device
         self._images, self._labels = batch_of(cell)
+        self.model.to(cell.device)
         if cell.layout == "channels_last":
             self.model.to(memory_format=torch.channels_last)
             self._images = self._images.contiguous(memory_format=torch.channels_last)
@@ -70,7 +72,7 @@ class TorchTrainee(Trainee):
         )
 
     def forward(self) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
+        with torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._bf16):
             return F.cross_entropy(self._run(self._images), self._labels)
 
     def backward(self, loss: Tensor) -> None:
@@ -99,7 +101,8 @@ def batch_of(cell: Cell) -> tuple[Tensor, Tensor]:
     """Random images and labels, the same for every mode."""
     generator = torch.Generator().manual_seed(SEED)
     images = torch.randn(cell.batch, 3, cell.size, cell.size, generator=generator)
-    return images, torch.randint(CLASSES, (cell.batch,), generator=generator)
+    labels = torch.randint(CLASSES, (cell.batch,), generator=generator)
+    return images.to(cell.device), labels.to(cell.device)
 
 
 def images_for_inference(cell: Cell) -> Tensor:

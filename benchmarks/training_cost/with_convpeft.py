@@ -43,7 +43,7 @@ def make(cell: Cell) -> Trainee:
     convpeft.attach(model, mode.method, **words)
     convpeft.set_kernels(model, **mode.words)
     if mode.extra == "autotune":
-        convpeft.autotune(model, batch_of(cell)[0])
+        convpeft.autotune(model.to(cell.device), batch_of(cell)[0])
     if mode.extra == "checkpointing":
         Recomputing(model)
     trainee = _Trainee(cell, model)

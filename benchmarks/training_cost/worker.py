@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from measures import alternate, operations, peak_growth, saved_bytes, seconds, without_gradients
-from plan import INFERENCE_ROUNDS, MEMORY_STEPS, MODES, Cell
+from plan import GPU_STEPS, INFERENCE_ROUNDS, MEMORY_STEPS, MODES, Cell
 from trainee import NotOfferedError, images_for_inference
 
 _LONGEST = 240  # characters of an error
@@ -24,18 +24,18 @@ class Worker:
     """Answers by the name of the command."""
 
     def __init__(self, cell: Cell) -> None:
-        self._cell = cell
+        self._cell, self._steps = cell, 1 if cell.device == "cpu" else GPU_STEPS
         self._trainee = importlib.import_module(f"with_{MODES[cell.mode].library}").make(cell)
 
     def start(self) -> dict[str, Any]:
         """The first steps: what memory they take; they also warm up."""
-        growth = peak_growth(self._trainee.step, MEMORY_STEPS)
+        growth = peak_growth(self._trainee.step, MEMORY_STEPS, self._cell.device)
         return {"memory_bytes": growth, "trainable": self._trainee.trainable, "note": self._trainee.note}
 
     def step(self) -> float:
         """The seconds of one step, after one more that fetches from the system what the others' turns took away."""
         self._trainee.step()
-        return seconds(self._trainee.step)
+        return seconds(self._trainee.step, self._steps)
 
     def count(self) -> dict[str, Any]:
         """Saved activations and operations; a step for each."""
@@ -49,7 +49,7 @@ class Worker:
         """Merge, and let the result and a plain network take turns."""
         calls = self._trainee.merged_and_plain()
         images = images_for_inference(self._cell)
-        ratios = alternate(*(without_gradients(call, images) for call in calls), INFERENCE_ROUNDS)
+        ratios = alternate(*(without_gradients(call, images) for call in calls), INFERENCE_ROUNDS, self._steps)
         return {"inference_ratios": [round(ratio, 4) for ratio in ratios]}
 
 

@@ -28,7 +28,7 @@ from convpeft.sparing import in_training
 from convpeft.speed import set_kernels
 from convpeft.writing import write_file
 
-_KERNELS = ("weight", "side", "hybrid")
+_KERNELS = ("weight", "side", "hybrid", "fused")
 _ROUNDS = 5  # measurements of each kernel, after one that warms up
 _CLEARLY = 0.95  # of the usual kernel's time; one layer's times vary by a few percent
 _LARGEST = 16 * 2**20  # bytes of a cache that is read
@@ -136,7 +136,7 @@ def _find(layer: nn.Module, given: _Input, asked: str) -> str:
     part = _only_part(layer)
     if part is None:
         return "weight"
-    x = torch.empty(given.shape, dtype=given.dtype, device="meta")
+    x = torch.empty((), dtype=given.dtype, device=given.device).expand(given.shape)
     product = find_cheaper(part, x, cast(Tensor, layer._parameters["weight"]), asked=asked)
     return "weight" if product is None else product.kernel
 

@@ -6,6 +6,7 @@ to do. Parameters, buffers and files stay as they are, and evaluation runs both 
 
 from __future__ import annotations
 
+import functools
 import threading
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -20,7 +21,7 @@ from convpeft.adapters import Module
 from convpeft.composing import effective
 from convpeft.errors import ModelError
 from convpeft.frozen_norm import steps_behind
-from convpeft.kernels import in_checkpoint
+from convpeft.kernels import has_triton, in_checkpoint
 from convpeft.slots import slots_of
 
 _thread = threading.local()
@@ -28,15 +29,24 @@ _thread = threading.local()
 
 @dataclass(frozen=True)
 class Fold:
-    """The map of a frozen norm: scale * y + shift for each channel, in float64."""
+    """The map of a frozen norm: scale * y + shift for each channel, found in float64."""
 
     norm: nn.Module
     scale: Tensor
     shift: Tensor
 
+    @functools.cached_property
+    def factor(self) -> Tensor:
+        """The scale in the type in which the layer is computed."""
+        return self.scale.to(self.dtype)
+
+    @functools.cached_property
+    def _bias(self) -> Tensor:
+        return self.shift.to(self.dtype)
+
     def of_bias(self, bias: Tensor | None) -> Tensor:
         """Bias (out) of the folded layer, in float32 at least, from that of the convolution."""
-        return (self.shift if bias is None else self.shift + bias * self.scale).to(self.dtype)
+        return self._bias if bias is None else (self.shift + bias * self.scale).to(self.dtype)
 
     def of_weight(self, weight: Tensor) -> Tensor:
         """Weight (out, in, *kernel) of the folded layer from that of the convolution."""
@@ -152,6 +162,10 @@ def _read(norm: Any) -> Fold | str:
     weight, bias = effective(norm)
     if any(isinstance(each, Tensor) and each.requires_grad for each in (weight, bias)):
         return "the norm's scale or shift is trained"
+    if norm.running_var.is_cuda and has_triton():
+        from convpeft.kernels.triton_kernels import affine_of
+
+        return Fold(norm, *affine_of(norm.running_mean, norm.running_var, weight, bias, norm.eps))
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)
     if norm._parameters["weight"] is not None:
         scale = scale * weight.double()

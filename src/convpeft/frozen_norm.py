@@ -64,12 +64,16 @@ class _FrozenBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         mean, variance, weight = ctx.saved_tensors
         grad = grads[0]
-        if torch.is_grad_enabled():  # a derivative of this derivative is wanted
-            shape = (1, -1, *[1] * (grad.ndim - 2))
+        if torch.is_grad_enabled() or grad.device.type != "cpu":
             factor = torch.rsqrt(variance + ctx.eps) * (1.0 if weight is None else weight)
-            return grad * factor.view(shape).to(grad.dtype), None, None, None, None, None
+            factor = factor.view(1, -1, *[1] * (grad.ndim - 2))
+            if torch.is_grad_enabled():  # a derivative of this derivative is wanted
+                made = (grad * factor).to(grad.dtype)
+            else:  # one pass; PyTorch's own kernel wants statistics that evaluation does not make
+                made = torch.mul(grad, factor, out=torch.empty_like(grad))
+            return made, None, None, None, None, None
         # PyTorch's kernel does not look at the input when the statistics are fixed: the gradient stands in for it.
-        made = torch.ops.aten.native_batch_norm_backward(
+        own = torch.ops.aten.native_batch_norm_backward(
             grad, grad, weight, mean, variance, None, None, False, ctx.eps, _GRAD_OF_INPUT
         )
-        return made[0], None, None, None, None, None
+        return own[0], None, None, None, None, None

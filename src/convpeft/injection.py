@@ -81,7 +81,7 @@ class AdaptedLayer(nn.Module):
         fold = found if isinstance(found, Fold) else None
         if product is not None:
             kernel, bias = product.kernel, self._parameters.get("bias")
-            of = (bias, None) if fold is None else (fold.of_bias(bias), fold.scale)
+            of = (bias, None) if fold is None else (fold.of_bias(bias), fold.factor)
             output = product.run(x, own, *of)
         else:
             kernel, output = self._convpeft_mapped(x, fold, asked)

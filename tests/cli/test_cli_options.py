@@ -59,5 +59,5 @@ def test_autotuned_run_says_what_it_chose_and_that_old_measurements_are_damaged(
     outcome = start("--autotune", "--json", *FAST)
     assert outcome.err.count("\n") == 1
     assert "Kernels are measured anew." in outcome.err
-    assert set(outcome.json["kernels"]["sites"].values()) <= {"weight", "side", "hybrid"}
+    assert set(outcome.json["kernels"]["sites"].values()) <= {"weight", "side", "hybrid", "fused"}
     assert len(json.loads(cache.read_text())) >= 1

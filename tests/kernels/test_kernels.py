@@ -86,7 +86,7 @@ def assert_equal_functions(model: nn.Module, x: Tensor, kernel: str, seed: int) 
     counted("layers and networks by another kernel, over all methods")
 
 
-@pytest.mark.parametrize("kernel", ["hybrid", "side", "rebuilt", "auto"])
+@pytest.mark.parametrize("kernel", ["hybrid", "side", "fused", "rebuilt", "auto"])
 @pytest.mark.parametrize("method", PRODUCTS)
 @given(geometry=MOSTLY_ONE_GROUP, data=st.data(), seed=st.integers(0, 2**20), last=st.booleans())
 def test_kernel_of_a_convolution_is_the_definition(
@@ -139,7 +139,7 @@ def test_kernels_of_a_network_are_the_definition(method: str, plan: Plan, data: 
     options = {key: value for key, value in data.draw(options_for(method)).items() if key != "dropout"}
     randomise(attach_anything(model, method, norm=norm, **options), plan.seed)
     try:
-        kernel = data.draw(st.sampled_from(["default", "default", "hybrid", "side", "rebuilt"]))
+        kernel = data.draw(st.sampled_from(["default", "default", "hybrid", "side", "fused", "rebuilt"]))
         assert_equal_functions(model, plan.example(torch.float64), kernel, plan.seed)
     except ValueError as error:  # torch has no statistics of one number to offer
         assert "more than 1 value per channel" in str(error)

@@ -218,7 +218,7 @@ def locks() -> dict[str, bytes]:
 
 def measurements() -> dict[str, bytes]:
     """What an autotuner has measured."""
-    times = {"weight": 0.003, "side": 0.002, "hybrid": 0.001}
+    times = {"weight": 0.003, "side": 0.002, "hybrid": 0.001, "fused": 0.002}
     return {"two": json.dumps({"one": times, json.dumps({"site": {"shape": [8, 3, 3, 3]}}): times}).encode()}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-KERNELS = ("auto", "weight", "rebuilt", "side", "hybrid", "lean")
+KERNELS = ("auto", "weight", "rebuilt", "side", "hybrid", "lean", "fused")
 LAYOUTS = ("auto", "contiguous", "channels_last")
 
 

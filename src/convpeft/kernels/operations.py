@@ -29,6 +29,10 @@ class Operation(Protocol):
         """Gradient of the weight from that of the output."""
         ...
 
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, *, of_x: bool) -> tuple[Tensor | None, Tensor]:
+        """Gradients of the input, if that is wanted, and of the weight."""
+        ...
+
     def mix(self, grad: Tensor, matrix: Tensor) -> Tensor:
         """At each position, (batch, in, *space) times a matrix (out, in)."""
         ...
@@ -70,6 +74,11 @@ class Convolution:
     def weight_gradient(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """See Operation."""
         return self._backward(grad, x, weight, _WEIGHT)[1]
+
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, *, of_x: bool) -> tuple[Tensor | None, Tensor]:
+        """See Operation; one call for both."""
+        of_input, of_weight, _ = self._backward(grad, x, weight, [of_x, True, False])
+        return of_input if of_x else None, of_weight
 
     def mix(self, grad: Tensor, matrix: Tensor) -> Tensor:
         """See Operation."""
@@ -120,6 +129,10 @@ class Pointwise:
         """See Operation."""
         return _pair_last(grad, x).reshape(weight.shape)
 
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, *, of_x: bool) -> tuple[Tensor | None, Tensor]:
+        """See Operation."""
+        return self.input_gradient(grad, x, weight) if of_x else None, self.weight_gradient(grad, x, weight)
+
     def mix(self, grad: Tensor, matrix: Tensor) -> Tensor:
         """See Operation."""
         return F.linear(grad.movedim(1, -1), matrix).movedim(-1, 1)
@@ -147,6 +160,10 @@ class Linear:
     def weight_gradient(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """See Operation."""
         return grad.reshape(-1, grad.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, *, of_x: bool) -> tuple[Tensor | None, Tensor]:
+        """See Operation."""
+        return self.input_gradient(grad, x, weight) if of_x else None, self.weight_gradient(grad, x, weight)
 
     def mix(self, grad: Tensor, matrix: Tensor) -> Tensor:
         """See Operation."""

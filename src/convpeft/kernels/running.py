@@ -15,6 +15,7 @@ from torch import Tensor
 from convpeft.adapters import Adapter, Module
 from convpeft.convolving import both_sides
 from convpeft.kernels.frozen import frozen
+from convpeft.kernels.fused import fused
 from convpeft.kernels.hybrid import hybrid
 from convpeft.kernels.lean import lean
 from convpeft.kernels.operations import Convolution, Linear, Operation, Pointwise
@@ -34,7 +35,7 @@ _LEAST = 5_000_000  # multiplications; fewer take less time than a few more call
 class Product:
     """A layer's weight plus up @ down, and the kernel that computes it for less than the definition."""
 
-    kernel: Literal["side", "hybrid", "lean"]
+    kernel: Literal["side", "hybrid", "lean", "fused"]
     site: Site
     up: Tensor
     down: Tensor
@@ -50,11 +51,13 @@ class Product:
         """
         x, operation = _prepared(self.site, x)
         with torch.autocast(x.device.type, enabled=False):
-            up = self.up if scale is None else self.up * scale.to(self.up.dtype).unsqueeze(1)
+            up = self.up
+            if scale is not None and self.kernel != "fused":
+                up = up * scale.to(up.dtype).unsqueeze(1)
             return _RUN[self.kernel](x, weight, bias, up, self.down, scale, operation)
 
 
-_RUN = {"side": side, "hybrid": hybrid, "lean": lean}
+_RUN = {"side": side, "hybrid": hybrid, "lean": lean, "fused": fused}
 
 
 def find_cheaper(part: Module, x: Tensor, weight: Tensor, *, asked: str = "auto") -> Product | None:
@@ -64,8 +67,8 @@ def find_cheaper(part: Module, x: Tensor, weight: Tensor, *, asked: str = "auto"
         part: The layer's only active adapter.
         x: Its input.
         weight: Its own weight.
-        asked: `weight`, `side` or `hybrid`, or `auto` for the cheaper one. Where `down` is not trained, `lean` stands
-            for `hybrid`.
+        asked: `weight`, `side`, `hybrid` or `fused`, or `auto` for the cheaper one. Where `down` is not trained, `lean`
+            stands for `hybrid`.
     """
     if asked in ("weight", "rebuilt") or not isinstance(part, LowRank) or not part.is_product:
         return None
@@ -75,9 +78,13 @@ def find_cheaper(part: Module, x: Tensor, weight: Tensor, *, asked: str = "auto"
     if factors is None or not any(each.requires_grad for each in factors):
         return None
     up, down = factors
+    if asked == "auto" and x.is_cuda and down.requires_grad:
+        asked = "fused"  # the gradient of a whole weight is cheap there, and every further launch is not
     if asked == "auto" and not _pays(part.site, up.shape[1], x, keeps_down=not down.requires_grad):
         return None
-    return Product("side" if asked == "side" else "hybrid" if down.requires_grad else "lean", part.site, up, down)
+    if asked in ("side", "fused"):
+        return Product("side" if asked == "side" else "fused", part.site, up, down)
+    return Product("hybrid" if down.requires_grad else "lean", part.site, up, down)
 
 
 def run_frozen(site: Site, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
@@ -94,7 +101,7 @@ def can_rebuild(site: Site, parts: Sequence[Adapter], x: Tensor, asked: str) -> 
 
     That a map gives the same weight again before the next step is known of our own methods without hooks.
     """
-    large = math.prod(site.shape) >= _LARGE
+    large = math.prod(site.shape) >= _LARGE and not x.is_cuda  # building it twice is many launches
     if not (asked == "rebuilt" or (asked == "auto" and large)) or site.transposed or not _has_batch(site, x):
         return False
     pure = all(not part.hooks and type(part).__module__.startswith("convpeft.methods.") for part in parts)
@@ -140,7 +147,7 @@ def _prepared(site: Site, x: Tensor) -> tuple[Tensor, Operation]:
         x = x.to(torch.get_autocast_dtype(device))
     x = _padded(x, site, sides)
     if isinstance(operation, Convolution) and operation.is_pointwise(site.kernel) and has_channels_last(x):
-        operation = Pointwise()
+        operation = operation if x.is_cuda else Pointwise()  # float32 products of matrices know no TF32 by default
     return x, operation
 
 

@@ -87,7 +87,7 @@ class TrainSection(_Section):
     accumulate: Annotated[int, Field(ge=1)] = 1  # batches a step
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation before stopping, 0 for never
     precision: Literal["no", "bf16", "fp16"] = "no"
-    kernel: Literal["auto", "weight", "rebuilt", "side", "hybrid"] = "auto"  # how adapted layers are computed
+    kernel: Literal["auto", "weight", "rebuilt", "side", "hybrid", "fused"] = "auto"  # how adapted layers are computed
     layout: Literal["auto", "contiguous", "channels_last"] = "auto"  # how images lie in memory inside the network
     fold: bool = True  # let convolutions do the work of the frozen norms behind them where that saves time
     autotune: bool = False  # measure which kernel is the fastest for each layer; kernel is for those left over
