@@ -305,6 +305,28 @@ def test_committed_page_is_what_the_committed_results_give(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_page_of_a_gpu_is_one_of_its_own_and_says_which_gpu(load: Load, tmp_path: Path):
+    content = json.loads(PAGE.with_suffix(".json").read_text(encoding="utf-8"))
+    content |= {"machine": content["machine"] | {"gpu": "Some GPU"}, "prefix": [], "loader": [], "growth": {}}
+    load("page").write_page(content, tmp_path)
+    assert not (tmp_path / PAGE.name).exists()
+    page = (tmp_path / "training_cost_gpu.md").read_text(encoding="utf-8")
+    assert page.startswith("# What training costs on a GPU")
+    assert "Some GPU, 2 cores" in page
+    assert "resident size" not in page
+    assert "Figures to reach" not in page  # those are of a CPU
+    assert (tmp_path / "training_cost_gpu" / "time.png").is_file()
+
+
+def test_cells_of_a_gpu_are_larger_and_on_it(load: Load):
+    cells = [
+        cell
+        for group in load("plan").method_groups(["resnet18"], ["full"], fast=False, device="cuda")
+        for cell in group
+    ]
+    assert [(cell.device, cell.batch, cell.size) for cell in cells] == [("cuda", 64, 224)]
+
+
 def test_trial_runs_to_its_page_and_goes_on_where_it_stopped(tmp_path: Path):
     words = ["--fast", "--threads", "1", "--only", "methods,growth,loader"]
     words += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]

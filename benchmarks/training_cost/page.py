@@ -14,27 +14,34 @@ from wording import NOTHING, billions, joined, markdown, megabytes, rate, with_s
 
 from convpeft.reporting import format_bytes, format_count, save_figure
 
-NAME = "training_cost"
+NAME, ON_GPU = "training_cost", "training_cost_gpu"
 _VARIED = {"rank": "Rank", "batch": "Batch", "size": "Image size", "first": "First adapted stage"}
 
 
 def write_page(content: dict[str, Any], out: Path) -> None:
     """Write page and plots; equal results give equal bytes."""
     blocks = [*_head(content)]
-    if not content["trial"]:
+    name, gpu = name_of(content), content["machine"].get("gpu")
+    if not content["trial"] and not gpu:
         blocks += _targets(content)
     if any("ratios" in row for row in content["methods"]):
-        save_figure(draw_times(content), out / NAME / "time.png")
+        save_figure(draw_times(content), out / name / "time.png")
         blocks += [*_methods(content), *_duels(content), *_chosen(content)]
     if any("ratios" in row for rows in content["growth"].values() for row in rows):
-        save_figure(draw_growth(content["growth"]), out / NAME / "growth.png")
+        save_figure(draw_growth(content["growth"]), out / name / "growth.png")
         blocks += _growth(content)
     blocks += [*_prefix(content), *_loader(content), *_how(content)]
-    (out / f"{NAME}.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+    (out / f"{name}.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+
+
+def name_of(content: dict[str, Any]) -> str:
+    """Of the page and of the folder of its plots."""
+    return ON_GPU if content["machine"].get("gpu") else NAME
 
 
 def _head(content: dict[str, Any]) -> Iterator[str]:
-    yield "# What training costs"
+    gpu = content["machine"].get("gpu")
+    yield f"# What training costs{' on a GPU' if gpu else ''}"
     if content["trial"]:
         yield "This was a trial whether everything runs. The numbers mean nothing."
     yield (
@@ -64,7 +71,7 @@ def _methods(content: dict[str, Any]) -> Iterator[str]:
         "backward. Merged: inference of the merged network through that of a plain one. Rows in bf16 stand against "
         "full fine-tuning in bf16."
     )
-    yield f"![Step time of every mode]({NAME}/time.png)"
+    yield f"![Step time of every mode]({name_of(content)}/time.png)"
     headers = (
         *("mode", "layout", "step time", "images/s", "saved", "ratio", "peak", "ratio"),
         *("forward", "backward", "ratio", "trained", "merged"),
@@ -272,6 +279,7 @@ def _loader(content: dict[str, Any]) -> Iterator[str]:
 
 def _how(content: dict[str, Any]) -> Iterator[str]:
     machine, versions = content["machine"], content["versions"]
+    gpu = machine.get("gpu")
     yield "## How it was measured"
     lines = [
         "Every mode is a process of its own, forked from one that has imported PyTorch and computed nothing. In each "
@@ -287,8 +295,9 @@ def _how(content: dict[str, Any]) -> Iterator[str]:
         "it; convpeft's are frozen, its default; head only has them in evaluation mode; Keras has `trainable = False`.",
         "Saved activations: `saved_tensors_hooks` during forward and loss, each storage once, parameters and buffers "
         "left out. Operations: PyTorch's `flop_counter` formulas, that of a grouped convolution's backward corrected.",
-        f"Peak: resident size at its largest during the first {MEMORY_STEPS} steps less that before them, with "
-        "gradients, optimiser state and what the allocator keeps.",
+        f"Peak: {'allocated memory of the GPU' if gpu else 'resident size'} at its largest during the first "
+        f"{MEMORY_STEPS} steps less that before them, with gradients"
+        f"{' and optimiser state.' if gpu else ', optimiser state and what the allocator keeps.'}",
         f"Merged inference: {INFERENCE_ROUNDS} rounds of the merged and a plain network in turns, contiguous, "
         f"{INFERENCE_BATCH} images. Merging does not depend on the kernel, so kernels have no figure.",
     ]
@@ -297,7 +306,9 @@ def _how(content: dict[str, Any]) -> Iterator[str]:
     yield "\n".join(
         f"- {line}"
         for line in (
-            "Any GPU: all figures are of a CPU. There, weight gradients are cheap and launches are not.",
+            "Any other GPU; Keras; growth, prefix cache and loader."
+            if gpu
+            else "Any GPU: all figures are of a CPU. There, weight gradients are cheap and launches are not.",
             "More than one machine; other batch sizes, ranks and images than those shown; compiled models where no row "
             "has them.",
             "Accuracy, which is on the pages of the experiments.",
@@ -306,8 +317,8 @@ def _how(content: dict[str, Any]) -> Iterator[str]:
     yield "## Command, machine and versions"
     yield f"```bash\n{content['command']}\n```"
     has = [name for name in ("bf16 instructions", "AMX tiles") if machine[name]]
-    yield (
-        f"{machine['cores']} cores, {machine['threads']} threads, {machine['vector instructions']}"
-        f"{' with ' + joined(has) if has else ''}, {format_bytes(machine['memory_bytes'])} of memory."
-    )
+    instructions = machine["vector instructions"] + (f" with {joined(has)}" if has else "")
+    memory = f"{format_bytes(machine['memory_bytes'])} of memory"
+    told = [*([gpu] if gpu else []), f"{machine['cores']} cores", f"{machine['threads']} threads", instructions, memory]
+    yield ", ".join(told) + "."
     yield "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."

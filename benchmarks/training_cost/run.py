@@ -52,7 +52,7 @@ def main() -> None:
         if unknown := [name for name in given if name not in known]:
             parser.error(f"there is no {unknown[0]!r}; there are: {', '.join(known)}")
     told.out.mkdir(parents=True, exist_ok=True)
-    path = told.out / f"{NAME if told.device == 'cpu' else NAME + '_gpu'}.json"
+    path = told.out / f"{NAME if told.device == 'cpu' else f'{NAME}_gpu'}.json"
     if told.command == "run":
         _write(path, measure(told))
     from page import write_page
@@ -62,7 +62,8 @@ def main() -> None:
 
 def _fill_in(told: argparse.Namespace) -> None:
     """What was not said."""
-    usual = list(FAST) if told.fast else [mode for mode in MODES if mode not in SELDOM]
+    seldom = SELDOM if told.device == "cpu" else (*SELDOM, "keras-lora", "keras-full")
+    usual = list(FAST) if told.fast else [mode for mode in MODES if mode not in seldom]
     if told.device != "cpu":
         told.only = ["methods"]
     told.nets = told.nets or (["resnet18"] if told.fast else list(NETS))
