@@ -72,7 +72,7 @@ def test_folded_network_is_the_same_function(method: str) -> None:
 
 @pytest.mark.promise("C02")
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("kernel", ["hybrid", "side", "weight"])
+@pytest.mark.parametrize("kernel", ["hybrid", "side", "fused", "weight"])
 @pytest.mark.parametrize("method", ["lora", "lora-fa", "cp"])
 def test_every_kernel_folds_the_same(method: str, kernel: str, layout: str) -> None:
     model = adapted(method, rank=2)

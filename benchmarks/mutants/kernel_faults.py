@@ -26,6 +26,22 @@ FAULTS = (
         tests=(_DEFINITION,),
     ),
     Fault(
+        name="scale of a folded norm left out of the gradients of the factors",
+        promises=("C10",),
+        file="kernels/fused.py",
+        before="flat = flat * scale.to(up.dtype).unsqueeze(1)",
+        after="flat = flat * torch.ones_like(scale).unsqueeze(1)",
+        tests=("tests/test_folding.py::test_every_kernel_folds_the_same[lora-fused-contiguous]",),
+    ),
+    Fault(
+        name="kept weight taken for a constant in a second derivative",
+        promises=("C10",),
+        file="kernels/fused.py",
+        before="if torch.is_grad_enabled():  # a derivative of this derivative is wanted, and the weight has one",
+        after="if False:",
+        tests=(f"{_KERNELS}::test_second_derivatives_are_right[fused]",),
+    ),
+    Fault(
         name="padding mode taken for zeros by the cheaper kernel",
         promises=("C02",),
         file="kernels/running.py",

@@ -29,9 +29,10 @@ def set_kernels(
         model: A model with adapters.
         kernel: `auto`, what is estimated to cost least for each layer; or for every layer that can: `weight`, the
             definition, which builds the effective weight and lets PyTorch do the rest; `rebuilt`, which builds it once
-            more for the backward pass instead of keeping it; `side`, low-rank layers beside
-            the frozen one; `hybrid`, one operation with the effective weight forward and one backward, and low-rank
-            work for the factors. Where `down` is not trained, `hybrid` keeps rank-r activations only (`lean`).
+            more for the backward pass instead of keeping it; `side`, low-rank layers beside the frozen one; `hybrid`,
+            one operation with the effective weight forward and one backward, and low-rank work for the factors;
+            `fused`, for GPUs, with the fewest launches. Where `down` is not trained, `hybrid` keeps rank-r activations
+            only (`lean`).
         layout: How images lie in memory inside the network: `auto`, `contiguous` or `channels_last`, which is faster
             on CPU. `auto` takes the latter where the network is seen not to mind.
         fold: Let convolutions do the work of the frozen norm behind them, where that saves time.

@@ -109,24 +109,28 @@ def test_kernel_of_a_convolution_is_the_definition(
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 @pytest.mark.parametrize("convolution", [nn.Conv1d, nn.Conv2d, nn.Conv3d])
+@pytest.mark.parametrize("kernel", ["hybrid", "fused"])
 def test_kernel_moves_over_its_input_as_the_layer_does(
-    convolution: type[nn.Conv2d], mode: str, taken: list[str]
+    kernel: str, convolution: type[nn.Conv2d], mode: str, taken: list[str]
 ) -> None:
     """Few of the random geometries have neither groups nor a transposition, so that a kernel runs at all."""
     torch.manual_seed(0)
     layer = convolution(4, 6, 3, stride=2, padding=2, dilation=2, padding_mode=mode).double()
     randomise(convpeft.attach(layer, "lora", include=["conv"], rank=2))
     x = torch.randn(2, 4, *[7] * len(layer.kernel_size), dtype=torch.float64)
-    assert_equal_functions(layer, x, "hybrid", 0)
-    assert taken
+    assert_equal_functions(layer, x, kernel, 0)
+    assert taken == [kernel]
 
 
+@pytest.mark.parametrize("kernel", ["hybrid", "fused"])
 @pytest.mark.parametrize("shape", [(3, 12), (2, 5, 12), (12,)], ids=str)
 @pytest.mark.parametrize("method", PRODUCTS)
-def test_kernel_of_a_linear_layer_is_the_definition(method: str, shape: tuple[int, ...], taken: list[str]) -> None:
+def test_kernel_of_a_linear_layer_is_the_definition(
+    method: str, shape: tuple[int, ...], kernel: str, taken: list[str]
+) -> None:
     torch.manual_seed(0)
     layer = randomise(convpeft.attach(nn.Linear(12, 9).double(), method, include=["linear"], **small_rank(method)))
-    assert_equal_functions(layer, torch.randn(shape, dtype=torch.float64), "hybrid", 0)
+    assert_equal_functions(layer, torch.randn(shape, dtype=torch.float64), kernel, 0)
     assert taken
 
 
@@ -216,10 +220,11 @@ def test_subclass_with_a_map_of_its_own_keeps_the_definition(taken: list[str]) -
     assert not taken
 
 
-def test_second_derivatives_are_right() -> None:
+@pytest.mark.parametrize("kernel", ["hybrid", "fused"])
+def test_second_derivatives_are_right(kernel: str) -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(8, 8, 3, padding=1).double().train()
-    with_kernel(randomise(convpeft.attach(layer, "lora", include=["conv"], rank=2)), "hybrid")
+    with_kernel(randomise(convpeft.attach(layer, "lora", include=["conv"], rank=2)), kernel)
     names = [name for name, value in layer.named_parameters() if value.requires_grad]
     values = [dict(layer.named_parameters())[name] for name in names]
 
@@ -257,11 +262,12 @@ def test_transforms_take_the_definition_and_are_right(taken: list[str]) -> None:
     assert taken
 
 
+@pytest.mark.parametrize("kernel", ["auto", "fused"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_builds_the_weight_in_float32_and_computes_in_half_precision(
-    dtype: torch.dtype, taken: list[str]
+    dtype: torch.dtype, kernel: str, taken: list[str]
 ) -> None:
-    layer = layer_of_usual_size().float().train()
+    layer = with_kernel(layer_of_usual_size().float(), kernel)
     images = IMAGES.float()
     with torch.autocast("cpu", dtype=dtype):
         output = layer(images)
@@ -279,8 +285,9 @@ def test_autocast_builds_the_weight_in_float32_and_computes_in_half_precision(
         assert relative_error(mine, parameter.grad) < 0.03
 
 
-def test_half_precision_model_is_trained_with_float32_factors(taken: list[str]) -> None:
-    layer = layer_of_usual_size().float().bfloat16().train()
+@pytest.mark.parametrize("kernel", ["auto", "fused"])
+def test_half_precision_model_is_trained_with_float32_factors(kernel: str, taken: list[str]) -> None:
+    layer = with_kernel(layer_of_usual_size().float().bfloat16(), kernel)
     output = layer(IMAGES.bfloat16())
     output.float().sum().backward()
     assert taken
