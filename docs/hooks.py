@@ -14,14 +14,16 @@ import convpeft
 from convpeft.adapters import MethodInfo, Module, load_methods, method_info
 from convpeft.models.resnet50_sites import resnet50_sites
 from convpeft.planning import trainable_on
+from convpeft.reporting.canvas import figure_bytes
+from convpeft.reporting.method_map import draw_map
 
 COPIED = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages to those of the folder, and put all in order; called by mkdocs."""
-    for path, text in _pages():
-        files.append(File.generated(config, path, content=text))
+    for path, content in _pages():
+        files.append(File.generated(config, path, content=content))
     paths = sorted(file.src_uri for file in files.documentation_pages())
     config.nav = [
         {"Home": "index.md"},
@@ -57,22 +59,23 @@ def _copied_page(name: str) -> str:
     return re.sub(r"\]\((\w+\.md)\)", lambda link: f"]({COPIED.get(link[1], link[1])})", text)
 
 
-def _pages() -> Iterator[tuple[str, str]]:
+def _pages() -> Iterator[tuple[str, str | bytes]]:
     yield from ((page, _copied_page(name)) for name, page in COPIED.items())
     methods = load_methods()
     records = [method_info(name) for name in sorted(methods)]
-    yield "methods/index.md", _method_table(records)
+    sizes = {record.name: trainable_on(resnet50_sites(), record.name) for record in records}
+    yield "methods/index.md", _method_table(records, sizes)
+    yield "methods/map.png", figure_bytes(draw_map(methods, sizes))
     for record in records:
         cls = methods[record.name]
         yield f"methods/{record.name}.md", _method_page(record, cls)
     yield "reference.md", _reference()
 
 
-def _method_table(records: list[MethodInfo]) -> str:
-    sites = resnet50_sites()
+def _method_table(records: list[MethodInfo], sizes: dict[str, int]) -> str:
     rows = [
         f"| [`{record.name}`]({record.name}.md) | {record.summary} | {record.mergeable} | {record.norm} "
-        f"| {trainable_on(sites, record.name):,} |"
+        f"| {sizes[record.name]:,} |"
         for record in records
     ]
     head = ["| method | what it does | merges | norm policy | on ResNet-50 |", "|---|---|---|---|---:|"]
@@ -82,7 +85,8 @@ def _method_table(records: list[MethodInfo]) -> str:
         "Every method is one file in `convpeft/methods`. Its page is made from that file. "
         "What the columns mean is in [Concepts](../concepts.md)."
     )
-    return "\n".join(["# Methods", "", introduction, "", *head, *rows, ""])
+    picture = "![What each method changes, how much it trains, and whether it merges](map.png)"
+    return "\n".join(["# Methods", "", introduction, "", picture, "", *head, *rows, ""])
 
 
 def _method_page(record: MethodInfo, cls: type[Module]) -> str:
