@@ -62,3 +62,16 @@ def test_objective_of_one_process_is_refused_in_several(monkeypatch: pytest.Monk
         OptionError, match=r"^train\.objective='lwf' runs in one process\. Start it without torchrun\.$"
     ):
         Engine(model, batches, TrainSection(objective="lwf"), None)
+
+
+@pytest.mark.parametrize(("gpus", "noun"), [(1, "1 GPU"), (2, "2 GPUs")])
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, gpus: int, noun: str) -> None:
+    from convpeft.training import processes
+
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    with pytest.raises(
+        convpeft.RunError, match=f"3 processes were started on a machine with {noun}. Start one for each"
+    ):
+        processes.is_main()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from convpeft.errors import RunError
 from convpeft.injection import adapted_layers
 from convpeft.slots import slots_of
 
@@ -15,17 +19,17 @@ def on_cpu() -> bool:
 
 
 def is_main() -> bool:
-    """Whether this process writes files and prints."""
-    from accelerate import PartialState
+    """Whether this process writes files and prints.
 
-    return bool(PartialState(cpu=on_cpu()).is_main_process)
+    Raises:
+        RunError: If more processes were started than there are GPUs.
+    """
+    return bool(_state().is_main_process)
 
 
 def wait_for_all() -> None:
     """Wait until every process is here."""
-    from accelerate import PartialState
-
-    PartialState(cpu=on_cpu()).wait_for_everyone()
+    _state().wait_for_everyone()
 
 
 def agree(*wishes: int, device: torch.device) -> list[int]:
@@ -59,6 +63,18 @@ def share_buffers(model: nn.Module) -> None:
     for _, layer in adapted_layers(model):
         for buffer in slots_of(layer).buffers():
             torch.distributed.broadcast(buffer, src=0)
+
+
+def _state() -> Any:
+    from accelerate import PartialState
+
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if torch.cuda.is_available() and here > gpus:
+        raise RunError(
+            f"{here} processes were started on a machine with {gpus} GPU{'' if gpus == 1 else 's'}. Start one for "
+            "each, or set CUDA_VISIBLE_DEVICES= to train on CPU."
+        )
+    return PartialState(cpu=on_cpu())
 
 
 def _several() -> bool:
