@@ -93,8 +93,8 @@ FAULTS = (
         name="update not scaled with the filter that a norm is folded into",
         promises=("C02",),
         file="kernels/running.py",
-        before="up = self.up if scale is None else self.up * scale.to(self.up.dtype).unsqueeze(1)",
-        after="up = self.up",
+        before="up = up * scale.to(up.dtype).unsqueeze(1)",
+        after="up = up * 1",
         tests=(f"{_FOLDING}::test_every_kernel_folds_the_same",),
     ),
     Fault(
