@@ -22,6 +22,7 @@ from deployment_samples import IMAGES, classifier, network
         (["--to", "torch", "--quantize", "int8", "--out", "x.safetensors"], "goes with --to onnx or executorch"),
         ([], "--out is missing: name the file to write for --to onnx"),
         (["--to", "patch", "--base"], "--to patch writes the map beside the adapter. Leave the other options out"),
+        (["--quantize", "int8", "--max-drop", "nan", "--out", "x.onnx"], "expected a share between 0 and 1"),
         (["--to", "torch", "--dynamic-size", "--out", "x.safetensors"], "--dynamic-size goes with --to onnx, not"),
     ],
 )
@@ -59,6 +60,12 @@ def test_predict_from_the_file_answers_as_the_run(call, run, images, tmp_path):
         assert [each["class"] for each in one["top"]] == [each["class"] for each in other["top"]]
         for found, wanted in zip(one["top"], other["top"], strict=True):
             assert found["probability"] == pytest.approx(wanted["probability"], abs=1e-4)
+
+
+@pytest.mark.parametrize("words", [["--force"], ["--weights", "w.safetensors"]])
+def test_words_about_a_base_are_refused_for_a_file_that_holds_its_own(call, images, tmp_path, words):
+    line = call("predict", tmp_path / "x.onnx", images, *words).failed(2)
+    assert "holds its own network. Leave --weights and --force out" in line
 
 
 def test_size_stays_fixed_where_the_network_takes_one_size(call, run, tmp_path):

@@ -1,5 +1,6 @@
 """LyCORIS's files are read and written; outputs are those of the real package."""
 
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import convpeft
-from contract.networks import randomise
+from contract.networks import randomise, relative_error
 from convpeft.interop import read_lycoris, write_lycoris
-from interop.networks_of_peers import assert_equal_outputs, base, perturbed, twin
+from interop.networks_of_peers import LEAST_EFFECT, assert_equal_outputs, base, images, perturbed, twin
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "locon": {"algo": "locon", "linear_dim": 3, "linear_alpha": 5},
@@ -143,3 +144,43 @@ def test_padding_mode_is_warned_of(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect"))
     with pytest.warns(UserWarning, match="LyCORIS is only right with zero padding"):
         write_lycoris(convpeft.attach(model, "lora", rank=1), tmp_path / "x.safetensors")
+
+
+GEOMETRIES = ("locon", "dora", "loha", "lokr-whole", "full")
+
+
+def dilated(padding_mode: str) -> nn.Sequential:
+    torch.manual_seed(0)
+    first = nn.Conv2d(4, 8, 3, padding=2, dilation=2)
+    second = nn.Conv2d(8, 8, 3, padding=1, padding_mode=padding_mode)
+    return nn.Sequential(first, second, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", GEOMETRIES)
+def test_dilation_is_read_as_lycoris_runs_it(lycoris: ModuleType, tmp_path: Path, kind: str) -> None:
+    plain = dilated("zeros")
+    expected, network = around(lycoris, plain, **ALGORITHMS[kind])
+    network.save_weights(str(tmp_path / "x.safetensors"), None, {})
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        ours = read_lycoris(tmp_path / "x.safetensors", twin(plain))
+    assert not [each for each in told if "zero padding" in str(each.message)]
+    assert_equal_outputs(ours, expected, plain)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", GEOMETRIES)
+def test_where_lycoris_pads_with_zeros_its_merged_weight_is_taken(
+    lycoris: ModuleType, tmp_path: Path, kind: str
+) -> None:
+    plain = dilated("circular")
+    forward, network = around(lycoris, plain, **ALGORITHMS[kind])
+    network.save_weights(str(tmp_path / "x.safetensors"), None, {})
+    with pytest.warns(UserWarning, match=r"1 layers \('1'\): LyCORIS is only right with zero padding"):
+        ours = read_lycoris(tmp_path / "x.safetensors", twin(plain))
+    merged = twin(plain)
+    with torch.no_grad():
+        lycoris.create_lycoris_from_weights(1.0, str(tmp_path / "x.safetensors"), merged)[0].merge_to()
+        assert relative_error(forward(images()), merged(images())) > LEAST_EFFECT, "LyCORIS would be right"
+    assert_equal_outputs(ours, merged, plain)
