@@ -107,6 +107,16 @@ def test_what_cannot_be_exported_says_so(tmp_path, monkeypatch):
 
 
 @pytest.mark.executorch
+@pytest.mark.parametrize("words", [[], ["--quantize", "int8"]])
+def test_run_becomes_a_program(call, run, tmp_path, words):
+    pytest.importorskip("executorch.exir")
+    told = call("export", run, "--to", "executorch", *words, "--json", "--out", tmp_path / "x.pte").json
+    assert told["size"] == (tmp_path / "x.pte").stat().st_size
+    assert told["difference"]["batches"] == [1, 3, 8]
+    assert ("accuracy" in told) == bool(words)
+
+
+@pytest.mark.executorch
 def test_program_that_answers_nonsense_is_not_left(tmp_path, monkeypatch):
     pytest.importorskip("executorch.exir")
     from convpeft.deployment import executorch
