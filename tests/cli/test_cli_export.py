@@ -6,9 +6,13 @@ import shutil
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+import convpeft
+from contract.networks import randomise
 from convpeft.deployment import graphs, quantizing
 from convpeft.errors import ModelError
+from convpeft.evaluation.inference import load_classifier
 from deployment_samples import IMAGES, classifier, network
 
 
@@ -22,7 +26,6 @@ from deployment_samples import IMAGES, classifier, network
         (["--to", "torch", "--quantize", "int8", "--out", "x.safetensors"], "goes with --to onnx or executorch"),
         ([], "--out is missing: name the file to write for --to onnx"),
         (["--to", "patch", "--base"], "--to patch writes the map beside the adapter. Leave the other options out"),
-        (["--quantize", "int8", "--max-drop", "nan", "--out", "x.onnx"], "expected a share between 0 and 1"),
         (["--to", "torch", "--dynamic-size", "--out", "x.safetensors"], "--dynamic-size goes with --to onnx, not"),
     ],
 )
@@ -71,6 +74,26 @@ def test_words_about_a_base_are_refused_for_a_file_that_holds_its_own(call, imag
 def test_size_stays_fixed_where_the_network_takes_one_size(call, run, tmp_path):
     line = call("export", run, "--dynamic-size", "--out", tmp_path / "x.onnx").failed(1)
     assert "the network itself does not run on images of other sizes" in line
+
+
+def test_plain_weights_answer_as_the_run(call, run, images, tmp_path):
+    call("export", run, "--to", "torch", "--out", tmp_path / "x.safetensors").succeeded()
+    plain = convpeft.load_model("small-cnn", weights=tmp_path / "x.safetensors").eval()
+    adapted = load_classifier(run)
+    batch = torch.rand(4, 1, 28, 28)
+    with torch.no_grad():
+        assert (plain(batch) - adapted.model(batch)).abs().max() <= 1e-4
+
+
+def test_biases_that_went_into_norms_are_told(call, images, tmp_path):
+    base = convpeft.load_model("cifar-resnet/20", num_classes=3)
+    save_file(base.state_dict(), tmp_path / "base.safetensors")
+    model = convpeft.attach(convpeft.load_model("cifar-resnet/20", weights=tmp_path / "base.safetensors"), "ssf")
+    adapter = convpeft.save(randomise(model), tmp_path / "adapter", classes=["high", "low", "middle"])
+    words = ("--to", "torch", "--data", f"folder:{images}", "--out", tmp_path / "x.safetensors")
+    said = call("export", adapter, *words).succeeded()
+    assert "layer1.0.conv1.bias: moved into the norm behind it" in said
+    assert load_file(tmp_path / "x.safetensors").keys() == base.state_dict().keys()
 
 
 def test_eight_bits_are_measured_and_noted(call, run, tmp_path):
