@@ -32,7 +32,7 @@ test: $(VENV)/.installed-dev  ## Run the tests and the doctests
 contract: $(VENV)/.installed-dev  ## Run the contract of every method at full length (slow)
 	$(BIN)/python -m pytest -q -n $(JOBS) -m contract --hypothesis-profile=full --timeout=0 $(ARGS)
 
-architectures: $(VENV)/.installed-dev  ## Run every method on public networks (slow)
+architectures: $(VENV)/.installed-dev  ## Run every method, and patches, on public networks (slow)
 	$(BIN)/python -m pytest -q -n $(JOBS) -m architectures --timeout=0 $(ARGS)
 
 promises: $(VENV)/.installed-dev  ## Measure the promises and write docs/promises.md (hours; ARGS="--fast": minutes)

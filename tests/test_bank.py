@@ -430,6 +430,8 @@ def test_name_in_use_and_wrong_arguments_are_refused(bank, files):
         bank.remove("x")
     with pytest.raises(convpeft.OptionError, match="a bank holds at least 1 adapter"):
         convpeft.Bank(network(), capacity=0)
+    with pytest.raises(convpeft.OptionError, match=r"capacity=1\.5 is out of range"):
+        convpeft.Bank(network(), capacity=1.5)
     with pytest.raises(convpeft.ModelError, match="a bank starts from the base alone"):
         convpeft.Bank(adapted("lora"))
 

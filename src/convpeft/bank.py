@@ -59,7 +59,7 @@ class Bank:
     """
 
     def __init__(self, model: nn.Module, *, capacity: int = 64) -> None:
-        if isinstance(capacity, bool) or capacity < 1:
+        if type(capacity) is not int or capacity < 1:
             raise OptionError(f"capacity={capacity!r} is out of range, a bank holds at least 1 adapter.")
         if state_of(model) is not None:
             raise ModelError(

@@ -6,9 +6,13 @@ import shutil
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+import convpeft
+from contract.networks import randomise
 from convpeft.deployment import graphs, quantizing
 from convpeft.errors import ModelError
+from convpeft.evaluation.inference import load_classifier
 from deployment_samples import IMAGES, classifier, network
 
 
@@ -61,9 +65,35 @@ def test_predict_from_the_file_answers_as_the_run(call, run, images, tmp_path):
             assert found["probability"] == pytest.approx(wanted["probability"], abs=1e-4)
 
 
+@pytest.mark.parametrize("words", [["--force"], ["--weights", "w.safetensors"]])
+def test_words_about_a_base_are_refused_for_a_file_that_holds_its_own(call, images, tmp_path, words):
+    line = call("predict", tmp_path / "x.onnx", images, *words).failed(2)
+    assert "holds its own network. Leave --weights and --force out" in line
+
+
 def test_size_stays_fixed_where_the_network_takes_one_size(call, run, tmp_path):
     line = call("export", run, "--dynamic-size", "--out", tmp_path / "x.onnx").failed(1)
     assert "the network itself does not run on images of other sizes" in line
+
+
+def test_plain_weights_answer_as_the_run(call, run, images, tmp_path):
+    call("export", run, "--to", "torch", "--out", tmp_path / "x.safetensors").succeeded()
+    plain = convpeft.load_model("small-cnn", weights=tmp_path / "x.safetensors").eval()
+    adapted = load_classifier(run)
+    batch = torch.rand(4, 1, 28, 28)
+    with torch.no_grad():
+        assert (plain(batch) - adapted.model(batch)).abs().max() <= 1e-4
+
+
+def test_biases_that_went_into_norms_are_told(call, images, tmp_path):
+    base = convpeft.load_model("cifar-resnet/20", num_classes=3)
+    save_file(base.state_dict(), tmp_path / "base.safetensors")
+    model = convpeft.attach(convpeft.load_model("cifar-resnet/20", weights=tmp_path / "base.safetensors"), "ssf")
+    adapter = convpeft.save(randomise(model), tmp_path / "adapter", classes=["high", "low", "middle"])
+    words = ("--to", "torch", "--data", f"folder:{images}", "--out", tmp_path / "x.safetensors")
+    said = call("export", adapter, *words).succeeded()
+    assert "layer1.0.conv1.bias: moved into the norm behind it" in said
+    assert load_file(tmp_path / "x.safetensors").keys() == base.state_dict().keys()
 
 
 def test_eight_bits_are_measured_and_noted(call, run, tmp_path):
@@ -97,6 +127,16 @@ def test_what_cannot_be_exported_says_so(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=r"the network cannot be quantised \(.*Export it without --quantize"):
         quantizing.quantize_onnx(tmp_path / "x.onnx", tmp_path / "y.onnx", [IMAGES], metadata={})
     assert not (tmp_path / "y.onnx").exists()
+
+
+@pytest.mark.executorch
+@pytest.mark.parametrize("words", [[], ["--quantize", "int8"]])
+def test_run_becomes_a_program(call, run, tmp_path, words):
+    pytest.importorskip("executorch.exir")
+    told = call("export", run, "--to", "executorch", *words, "--json", "--out", tmp_path / "x.pte").json
+    assert told["size"] == (tmp_path / "x.pte").stat().st_size
+    assert told["difference"]["batches"] == [1, 3, 8]
+    assert ("accuracy" in told) == bool(words)
 
 
 @pytest.mark.executorch

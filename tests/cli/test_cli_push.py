@@ -41,6 +41,13 @@ def test_push_of_what_is_no_run_is_one_line(call, tmp_path):
     assert "holds no adapter" in call("push", tmp_path, "me/bars").failed(1)
 
 
+def test_address_is_not_pushed(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = call("push", "hf://me/bars@v1", "me/other", "--dry-run").failed(2)
+    assert "hf://me/bars@v1: is on the hub already. Give a run or an adapter on this machine" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_predict_takes_an_address(call, run, images, address):
     here, there = call("predict", run, images / "low", "--json"), call("predict", address, images / "low", "--json")
     assert there.json == here.json

@@ -1,6 +1,5 @@
 """A small network, its base as an ONNX file, and adapters that say something; for the tests of patching."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 import convpeft
 from contract.networks import randomise
+from convpeft.deployment.onnx_base import export_base
 
 
 class Block(nn.Module):
@@ -63,18 +63,8 @@ def settled(model: nn.Module) -> nn.Module:
 
 
 def write_base(model: nn.Module, path: Path, example: Tensor) -> Path:
-    """The network as ONNX, its tensors under their own names and untouched."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            model,
-            (example,),
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            dynamic_shapes=[{0: torch.export.Dim.DYNAMIC}],
-        )
-    program.save(str(path))
+    """The base's file, as `convpeft export RUN --base` writes it."""
+    export_base(model, path, images=example)
     return path
 
 

@@ -66,6 +66,12 @@ def test_bad_metadata_is_refused(key, value, line, tmp_path):
     refused(tmp_path, made.SerializeToString(), line)
 
 
+def test_base_asks_for_a_patch(tmp_path):
+    made = model()
+    onnx.helper.set_model_props(made, {"convpeft.kind": "base", "convpeft.preprocessing": "null"})
+    refused(tmp_path, made.SerializeToString(), "is a base to be patched, which has no classes")
+
+
 def test_other_files_are_refused(tmp_path):
     refused(tmp_path, b"", "is no ONNX file, or is damaged")
     refused(tmp_path, b"\x18\x00\x00\x00ORTM" + bytes(64), "is in onnxruntime's own format")

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import convpeft
@@ -13,8 +15,9 @@ from convpeft.adapters import METHODS, Adapter
 from convpeft.deployment import map_graph
 from convpeft.deployment.map_file import unpack_map
 from convpeft.deployment.patch_map import make_patch_map, write_patch_map
+from convpeft.deployment.patching import patch_network
 from convpeft.errors import AdapterFileError, ModelError
-from deployment.patched_networks import network, save_adapter
+from deployment.patched_networks import network, run_onnx, save_adapter, write_base
 
 
 @pytest.fixture
@@ -77,6 +80,24 @@ def test_adapter_of_an_unknown_base_asks_for_the_model(tmp_path: Path) -> None:
     adapter = save_adapter(network(), tmp_path / "adapter", "bitfit")
     with pytest.raises(AdapterFileError, match=r"records no base to trace on. Call write_patch_map\(path, model\)"):
         write_patch_map(adapter)
+
+
+@pytest.mark.parametrize("classes", [3, None])
+def test_base_of_other_classes_than_its_network_by_itself_is_built(classes: int | None, tmp_path: Path) -> None:
+    """A weights file says how many there are, and no weights are read here."""
+    weights = tmp_path / "weights.safetensors"
+    save_file(convpeft.load_model("small-cnn", num_classes=7).state_dict(), weights)
+    model = convpeft.load_model("small-cnn", weights=weights).eval()
+    x = torch.randn(3, 1, 28, 28)
+    base = write_base(model, tmp_path / "base.onnx", x)
+    adapter = save_adapter(model, tmp_path / "adapter", "lora", num_classes=classes, include=["conv", "linear"])
+    weights.unlink()
+    write_patch_map(adapter)
+    patch_network(base, adapter, tmp_path / "patched.onnx")
+    with torch.no_grad():
+        expected = model(x).numpy()
+    assert expected.shape == (3, classes or 7)
+    assert np.abs(run_onnx(tmp_path / "patched.onnx", x) - expected).max() <= 1e-4
 
 
 def test_adapter_never_leads_to_an_import(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from convpeft.deployment.patching import patch_network
 from deployment.patched_networks import run_onnx, save_adapter, settled, write_base
 from measuring import measured, times
 
+pytestmark = pytest.mark.architectures
+
 TOLERANCE = 1e-4
 MOST_BEYOND = 64 * 2**10  # bytes of a patch that are not the adapter's
-# Squeeze-excitation and depthwise; a convolution as classifier; weights standardised in the graph: CI's three.
+# Squeeze-excitation and depthwise; a convolution as classifier; weights standardised in the graph: `make test`'s three.
 SOURCES = (
     "timm/mobilenetv3_small_050",
     "torchvision/squeezenet1_1",
@@ -32,12 +34,22 @@ SOURCES = (
 X = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """All ten when asked for by the marker or in full, otherwise three."""
+    whole = metafunc.config.getoption("markexpr") == "architectures" or times(full=1, reduced=0)
+    if "source" in metafunc.fixturenames:
+        metafunc.parametrize("source", SOURCES if whole else SOURCES[:3])
+
+
 def base_of(source: str) -> nn.Module:
     torch.manual_seed(1)
     return settled(convpeft.load_model(source, pretrained=False))
 
 
-@pytest.mark.parametrize("source", SOURCES[: times(full=len(SOURCES), reduced=3)])
+def test_there_are_ten_architectures() -> None:
+    assert len(set(SOURCES)) == 10
+
+
 def test_architecture_is_patched_as_it_is_merged(source: str, tmp_path: Path) -> None:
     base = write_base(base_of(source), tmp_path / "base.onnx", X[:2])
     model = base_of(source)

@@ -16,10 +16,13 @@ from contract.methods_under_test import MAPS
 from convpeft.adapter_description import CONFIG, MAP, WEIGHTS, description_digest
 from convpeft.adapter_file import read_adapter
 from convpeft.deployment.map_file import pack_map, unpack_map
+from convpeft.deployment.onnx_merged import export_onnx
 from convpeft.deployment.patch_map import write_patch_map
 from convpeft.deployment.patching import patch_network
 from convpeft.errors import AdapterFileError, ModelError, OptionError, RunError
+from convpeft.evaluation.inference import Classifier
 from deployment.patched_networks import network, run_onnx, save_adapter, write_base
+from deployment_samples import PREPROCESSING
 
 TOLERANCE = 1e-4  # of logits near 1: onnxruntime and PyTorch sum in other orders
 MOST_BEYOND = 64 * 2**10  # bytes of a patch that are not the adapter's
@@ -52,6 +55,14 @@ def adapter(tmp_path_factory) -> Path:
     return made
 
 
+def full_export(adapter: Path, path: Path) -> np.ndarray:
+    """What the file that `convpeft export` makes of the same adapter answers."""
+    model = convpeft.load(network(), adapter).eval()
+    classes = tuple(map(str, range(model(X).shape[1])))
+    export_onnx(Classifier(model, PREPROCESSING, classes), path, images=X)
+    return run_onnx(path, X)
+
+
 def merged_answers(adapter: Path) -> np.ndarray:
     model = convpeft.merge(convpeft.load(network(), adapter))
     with torch.no_grad():
@@ -75,6 +86,7 @@ def test_patched_network_answers_as_the_merged_one(case: str, base: Path, tmp_pa
     expected = merged_answers(adapter)
     assert np.abs(run_onnx(out, X) - expected).max() <= TOLERANCE
     assert np.abs(run_onnx(out, X[:1]) - expected[:1]).max() <= TOLERANCE
+    assert np.abs(run_onnx(out, X) - full_export(adapter, tmp_path / "full.onnx")).max() <= TOLERANCE
     if expected.shape[1] == 5:
         assert np.abs(run_onnx(base, X) - expected).max() > 10 * TOLERANCE, "the adapter says nothing"
 

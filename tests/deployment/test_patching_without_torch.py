@@ -1,7 +1,5 @@
 """A device needs numpy, onnx and convpeft: everything else is out of reach here, and the command works."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +9,10 @@ import torch
 import convpeft
 from convpeft.adapter_description import MAP
 from convpeft.deployment.patch_map import write_patch_map
+from deployment.device import device
 from deployment.patched_networks import network, run_onnx, save_adapter, write_base
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
-
-# numpy and onnx with what they are built on; and what comes with Python
-DEVICE = """
-import sys
-
-class Only:
-    allowed = {"convpeft", "numpy", "onnx", "google", "ml_dtypes", "typing_extensions", *sys.stdlib_module_names}
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] not in self.allowed:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
-
-for name in list(sys.modules):
-    if name.partition(".")[0] not in Only.allowed | {"_distutils_hack"} and not name.startswith("_"):
-        del sys.modules[name]
-sys.meta_path.insert(0, Only())
-sys.argv[0] = "convpeft"
-from convpeft.__main__ import main
-main()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +22,6 @@ def made(tmp_path_factory) -> Path:
     write_base(network(), folder / "base.onnx", X)
     write_patch_map(save_adapter(network(), folder / "run" / "adapter", "lora", norm="adapt", num_classes=3), network())
     return folder
-
-
-def device(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", DEVICE, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_patch_needs_numpy_and_onnx_only(made: Path, tmp_path: Path) -> None:

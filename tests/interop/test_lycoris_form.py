@@ -1,5 +1,6 @@
 """LyCORIS's files are read and written; outputs are those of the real package."""
 
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -7,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 import convpeft
-from contract.networks import randomise
+from contract.networks import randomise, relative_error
 from convpeft.interop import read_lycoris, write_lycoris
-from interop.networks_of_peers import assert_equal_outputs, base, perturbed, twin
+from interop.networks_of_peers import LEAST_EFFECT, assert_equal_outputs, base, images, perturbed, twin
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "locon": {"algo": "locon", "linear_dim": 3, "linear_alpha": 5},
@@ -143,3 +144,48 @@ def test_padding_mode_is_warned_of(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect"))
     with pytest.warns(UserWarning, match="LyCORIS is only right with zero padding"):
         write_lycoris(convpeft.attach(model, "lora", rank=1), tmp_path / "x.safetensors")
+
+
+LOUDER = {"linear_alpha": 500, "conv_alpha": 500}  # a product of four small numbers hardly moves the output
+GEOMETRIES = {kind: ALGORITHMS[kind] for kind in ("locon", "dora", "lokr-whole", "full")}
+GEOMETRIES["loha"] = ALGORITHMS["loha"] | LOUDER
+
+
+class Padded(nn.Module):
+    """A dilated layer, and one with circular padding, its own or done before it, which is the same function."""
+
+    def __init__(self, *, outside: bool) -> None:
+        super().__init__()
+        self.dilated = nn.Conv2d(4, 8, 3, padding=2, dilation=2)
+        self.circular = nn.Conv2d(8, 8, 3, padding=0 if outside else 1, padding_mode="zeros" if outside else "circular")
+        self.linear, self.outside = nn.Linear(8, 4), outside
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dilated(x)
+        x = self.circular(nn.functional.pad(x, (1, 1, 1, 1), mode="circular") if self.outside else x)
+        return self.linear(x.mean((2, 3)))
+
+
+def padded(*, outside: bool) -> nn.Module:
+    torch.manual_seed(0)
+    return Padded(outside=outside).eval()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", GEOMETRIES)
+def test_where_lycoris_pads_with_zeros_its_weights_are_taken(lycoris: ModuleType, tmp_path: Path, kind: str) -> None:
+    """Where the padding is done before the layer, LyCORIS is right; dilation is no matter."""
+    expected, network = around(lycoris, padded(outside=True), **GEOMETRIES[kind])
+    network.save_weights(str(tmp_path / "x.safetensors"), None, {})
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        same = read_lycoris(tmp_path / "x.safetensors", padded(outside=True))
+    assert not [each for each in told if "zero padding" in str(each.message)]
+    assert_equal_outputs(same, expected, padded(outside=True))
+    with pytest.warns(UserWarning, match=r"1 layers \('circular'\): LyCORIS is only right with zero padding"):
+        ours = read_lycoris(tmp_path / "x.safetensors", padded(outside=False))
+    assert_equal_outputs(ours, expected, padded(outside=False))
+    theirs = padded(outside=False)
+    with torch.no_grad():
+        lycoris.create_lycoris_from_weights(1.0, str(tmp_path / "x.safetensors"), theirs)[0].apply_to()
+        assert relative_error(theirs(images()), expected(images())) > LEAST_EFFECT, "LyCORIS would be right"

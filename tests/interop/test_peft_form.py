@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import convpeft
-from contract.networks import randomise
+from contract.networks import randomise, relative_error
 from convpeft.injection import adapted_layers
 from convpeft.interop import read_peft, write_peft
 from convpeft.slots import slots_of
-from interop.networks_of_peers import LAYERS, assert_equal_outputs, base, perturbed, twin
+from interop.networks_of_peers import LAYERS, LEAST_EFFECT, assert_equal_outputs, base, images, perturbed, twin
 
 
 @pytest.fixture(scope="module")
@@ -149,14 +149,44 @@ def dilated() -> nn.Sequential:
     return nn.Sequential(first, second, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
 
 
+LOUDER: dict[str, dict[str, Any]] = {"loha": {"alpha": 500}}  # a product of four small numbers hardly moves the output
+WRONG = {"lora": ["0", "1"], "dora": ["0", "1"], "loha": ["1"], "lokr-whole": ["1"]}  # layers, by kind
+
+
+@pytest.mark.filterwarnings("ignore:.*factors are larger")
+@pytest.mark.parametrize("kind", WRONG)
 def test_where_peft_computes_wrongly_its_merged_weight_is_taken_with_a_warning(
-    peft: ModuleType, tmp_path: Path
+    peft: ModuleType, tmp_path: Path, kind: str
 ) -> None:
+    """LoRA and DoRA forget dilation and padding mode, LoHa and LoKr the padding mode."""
     plain = dilated()
-    theirs = saved(peft, "lora", tmp_path / "a", plain, target_modules=["0", "1"])
-    with pytest.warns(UserWarning, match=r"2 layers \('0', '1'\): peft is only right with zero padding"):
+    theirs = saved(peft, kind, tmp_path / "a", plain, target_modules=["0", "1"], **LOUDER.get(kind, {}))
+    named = ", ".join(map(repr, WRONG[kind]))
+    with pytest.warns(
+        UserWarning, match=rf"{len(WRONG[kind])} layers \({named}\): peft is only right with zero padding"
+    ):
         ours = read_peft(tmp_path / "a", twin(plain))
+    if kind in ("loha", "lokr-whole"):  # with LoRA the sizes differ
+        with torch.no_grad():
+            assert relative_error(theirs(images()), ours(images())) > LEAST_EFFECT, "peft would be right"
     assert_equal_outputs(ours, theirs.merge_and_unload(), plain)
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_where_peft_computes_wrongly_it_merges_what_was_written(peft: ModuleType, tmp_path: Path, kind: str) -> None:
+    plain = dilated()
+    method, options = OURS[kind]
+    ours = randomise(convpeft.attach(twin(plain), method, include=["0", "1"], **options))
+    with pytest.warns(UserWarning, match="peft is only right with zero padding"):
+        place = write_peft(ours, tmp_path / "a")
+    assert_equal_outputs(loaded(peft, plain, place).merge_and_unload(), ours, plain)
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr-whole"])
+def test_dilation_is_read_from_loha_and_lokr_as_peft_runs_it(peft: ModuleType, tmp_path: Path, kind: str) -> None:
+    plain = dilated()
+    expected = saved(peft, kind, tmp_path / "a", plain, target_modules=["0"], **LOUDER.get(kind, {}))
+    assert_equal_outputs(read_peft(tmp_path / "a", twin(plain)), expected, plain)
 
 
 def test_norms_with_statistics_are_warned_of(peft: ModuleType, tmp_path: Path) -> None:

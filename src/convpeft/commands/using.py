@@ -21,6 +21,8 @@ def predict_images(
         if path.suffix == ".onnx" and not path.is_dir():
             from convpeft.deployment.onnx_file import load_onnx
 
+            if force or weights is not None:
+                raise OptionError(f"{path}: holds its own network. Leave --weights and --force out.")
             classifier = load_onnx(path)
         else:
             classifier = load_classifier(path, weights=weights, force=force)

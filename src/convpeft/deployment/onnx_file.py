@@ -45,7 +45,7 @@ def load_onnx(path: str | Path) -> Classifier:
         path: What `convpeft export --to onnx` has written.
 
     Raises:
-        ModelError: If it cannot be read, keeps tensors in other files, or tells no classes or preprocessing.
+        ModelError: If it cannot be read, keeps tensors in other files, is a base, or tells no classes or preprocessing.
     """
     need("onnxruntime", extra="onnx")
     path = Path(path)
@@ -58,6 +58,10 @@ def load_onnx(path: str | Path) -> Classifier:
         raise ModelError(f"{path}: onnxruntime does not take it ({one_line(error, 160)}). {_REMEDY}") from None
     if [each.name for each in inputs] != [INPUT] or OUTPUT not in [each.name for each in outputs]:
         raise ModelError(f"{path}: expected one input {INPUT!r} and an output {OUTPUT!r}. {_REMEDY}")
+    if metadata.get("convpeft.kind") == "base":
+        raise ModelError(
+            f"{path}: is a base to be patched, which has no classes. Give what `convpeft patch` makes of it."
+        )
     classes = _classes(metadata, path)
     preprocessing = Preprocessing.from_dict(_json(metadata, "preprocessing", path), where=f"{path}: preprocessing")
     return Classifier(OnnxNetwork(session, str(path)).eval(), preprocessing, classes)

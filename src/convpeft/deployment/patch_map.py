@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +25,8 @@ from convpeft.fingerprints import base_tensors
 from convpeft.injection import adapted_layers
 from convpeft.models.loading import load_model
 from convpeft.models.source import ModelSource
-from convpeft.slots import NormStatistics, slots_of
+from convpeft.sites import all_sites, find_head
+from convpeft.slots import HEAD, NormStatistics, slots_of
 from convpeft.storage import load
 from convpeft.writing import write_file
 
@@ -115,10 +117,24 @@ def _architecture(file: AdapterFile) -> nn.Module:
         raise ModelError(
             f"model {source.source}: a file never leads to an import. Build it and call write_patch_map(path, model)."
         )
+
+    def build(classes: int | None) -> nn.Module:
+        return load_model(source.source, num_classes=classes, in_channels=source.in_channels, pretrained=False)
+
     with torch.random.fork_rng(devices=[]):
-        return load_model(
-            source.source, num_classes=source.num_classes, in_channels=source.in_channels, pretrained=False
-        )
+        model = build(source.num_classes)
+        head = next((site for site in all_sites(model) if site.path == find_head(model)), None)
+        classes = None if head is None else _classes_of_base(file, head.path)
+        if head is None or classes in (None, head.out_channels):
+            return model
+        return build(classes)  # a weights file may have another number of them than the network by itself
+
+
+def _classes_of_base(file: AdapterFile, head: str) -> int | None:
+    """Rows of the base's own head, where a part of the adapter is on it; a fresh head knows what it stands for."""
+    shapes = {part["part"]: part.get("shape") for part in file.config["parts"] if part["path"] == head}
+    shape: Any = shapes.get(HEAD) or next(iter(shapes.values()), None)
+    return shape[0] if isinstance(shape, list) and shape else None
 
 
 def _describe(model: nn.Module) -> ModelProto:

@@ -28,7 +28,7 @@ from convpeft.writing import whole_file
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_PADDED = "LyCORIS is only right with zero padding; what its merged weight means is taken"
+_PADDED = "LyCORIS is only right with zero padding; what its weights say of the layer is taken"
 
 
 def read_lycoris(path: str | Path, model: Model, *, name: str = "default", prefix: str = "lycoris") -> Model:
