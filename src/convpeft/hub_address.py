@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +87,8 @@ def fetch_files(address: HubAddress, filenames: Sequence[str]) -> tuple[Path, Hu
     pinned, folder = address, Path()
     for name in filenames:
         try:
-            file = hf_hub_download(pinned.repository, name, revision=pinned.revision, etag_timeout=_SECONDS)
+            with _quiet_client():
+                file = hf_hub_download(pinned.repository, name, revision=pinned.revision, etag_timeout=_SECONDS)
         except Exception as error:  # the hub's client lets errors of several HTTP libraries through
             why = _reason(error, name, address)
             remedy = f"put {' and '.join(filenames)} into a folder and give that"
@@ -93,6 +96,18 @@ def fetch_files(address: HubAddress, filenames: Sequence[str]) -> tuple[Path, Hu
         folder = Path(file).parent
         pinned = HubAddress(address.repository, folder.name)  # the next file is of this very commit
     return folder, pinned
+
+
+@contextlib.contextmanager
+def _quiet_client() -> Generator[None]:
+    """No lines of the hub's client about each of its attempts: the last one ends in one line of ours."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _is_revision(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 import socket
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -127,7 +128,10 @@ def test_what_the_hub_lacks_is_one_line(hub: Hub, commit: str, address: str, why
 
 
 @pytest.mark.promise("F08")
-def test_without_a_network_the_files_to_provide_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_network_the_files_to_provide_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # the client tries six times, for half a minute
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -141,6 +145,7 @@ def test_without_a_network_the_files_to_provide_are_named(monkeypatch: pytest.Mo
         "hf://user/name: cannot be fetched (no network): "
         "put adapter_config.json and adapter_model.safetensors into a folder and give that."
     )
+    assert capfd.readouterr() == ("", "")
 
 
 def test_failure_of_another_kind_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

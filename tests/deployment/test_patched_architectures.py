@@ -11,6 +11,7 @@ import convpeft
 from convpeft.adapter_description import MAP
 from convpeft.deployment.patch_map import write_patch_map
 from convpeft.deployment.patching import patch_network
+from convpeft.sites import find_head
 from deployment.patched_networks import run_onnx, save_adapter, settled, write_base
 from measuring import measured, times
 
@@ -42,8 +43,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def base_of(source: str) -> nn.Module:
+    """Random weights, with logits near 1 as a trained network has them."""
     torch.manual_seed(1)
-    return settled(convpeft.load_model(source, pretrained=False))
+    model = settled(convpeft.load_model(source, pretrained=False))
+    head = find_head(model)
+    assert head is not None
+    with torch.no_grad():
+        model.get_submodule(head).weight /= model(X).abs().max()
+    return model
 
 
 def test_there_are_ten_architectures() -> None:
