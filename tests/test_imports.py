@@ -46,7 +46,7 @@ LAYERS = (
     {"methods"},
     {"planning", "adapter_file"},
     {"attachment"},
-    {"autotuning", "bank", "checking", "costing", "counting", "merging", "speed", "storage", "summing"},
+    {"autotuning", "bank", "checking", "costing", "counting", "interpolating", "merging", "speed", "storage", "summing"},
     {"data", "models"},
     {"combining", "compression", "deployment", "evaluation", "interop", "reporting", "training"},
     {"comparing"},
