@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from images import draw, source_data, target_data
 from numpy.typing import NDArray
-from plan import ARMS, COEFFICIENTS, FULL, Transfer
+from plan import ARMS, COEFFICIENTS, Transfer
 from torch import nn
 
 import convpeft
@@ -25,7 +25,6 @@ from convpeft.training.preparing import adapt
 from convpeft.training.recipe import Recipe, make_recipe
 
 _BATCH = 64  # for everything that is only looked at
-_IDENTITY = 256  # images of the source whose logits are compared bit by bit
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,9 @@ class Setting:
 
     def weights(self, transfer: Transfer) -> str:
         """The file with the base's weights."""
-        return str(Path(self.root) / transfer.weights if transfer.weights else self.work / f"{transfer.name}.safetensors")
+        return str(
+            Path(self.root) / transfer.weights if transfer.weights else self.work / f"{transfer.name}.safetensors"
+        )
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Cell:
     epochs: int
     seed: int
     lr: float
+    between: bool = False  # also what lies between the base and this network, for WiSE-FT
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -99,7 +101,7 @@ def run_cell(setting: Setting, cell: Cell) -> dict[str, Any]:
         line |= {"trainable": counted.trainable, "test_images": len(data.test)}
         line |= {"test_accuracy": float(predict_logits(model, test).correct.mean())}
         line |= measure_source(model, setting, transfer, probe=True)
-        if cell.arm == FULL:
+        if cell.between:
             line["wise"] = [_between(model, share, val, test, setting, transfer) for share in COEFFICIENTS]
     return line | {"seconds": round(time.perf_counter() - began, 2)}
 
@@ -158,7 +160,7 @@ def _base_answers(setting: Setting, transfer: Transfer) -> Base:
     def serve(split: Split) -> ImageBatches:
         return ImageBatches(split, preprocessing, batch_size=_BATCH)
 
-    served, some = serve(test), serve(test.subset(np.arange(min(_IDENTITY, len(test)))))
+    served, some = serve(test), serve(test.subset(np.arange(min(transfer.identity, len(test)))))
     answers = predict_logits(model, served)
     fit_on = None if fitting is None else serve(fitting)
     left = None if fit_on is None else probe_accuracy(*features_of(model, fit_on), *features_of(model, served))

@@ -201,7 +201,8 @@ def _fewer(summary: Summary) -> Claim:
     return Claim(
         "LoRA trains far fewer parameters.",
         HELD,
-        f"Rank 8, the new head included: {'; '.join(told)}. On networks this small the share is not that of large ones.",
+        f"Rank 8, the new head included: {'; '.join(told)}. On networks this small "
+        "the share is not that of large ones.",
     )
 
 
@@ -224,8 +225,8 @@ def _continual(summary: Summary) -> Claim:
         "LoRA learns on, task after task, without catastrophic forgetting (read: BWT above "
         f"-{100 * FORGOTTEN:.0f} points).",
         combine(verdicts),
-        f"BWT in points, mean over the seeds: {'; '.join(told)}. One adapter a task cannot forget, because nothing of a "
-        "task is touched again, but it must be told which task an image belongs to.",
+        f"BWT in points, mean over the seeds: {'; '.join(told)}. One adapter a task cannot forget, because nothing "
+        "of a task is touched again, but it must be told which task an image belongs to.",
     )
 
 
@@ -241,4 +242,3 @@ NOT_MEASURED = (
     ("Pre-training saves training time", "training from scratch is not an arm here"),
     ("Outlook: other low-rank structures, combinations with other techniques", "no claim that can be measured"),
 )
-

@@ -54,7 +54,9 @@ def _draw_plane(summary: Summary) -> Figure:
         for axes, fraction in zip(line, summary.fractions_of(name), strict=False):
             images = summary.row(name, fraction, FULL).runs[0]["train_images"]
             first = axes is line[0]
-            title = f"{transfer['title']}\n{fraction:.0%}: {images:,} images" if first else f"{fraction:.0%}: {images:,}"
+            title = (
+                f"{transfer['title']}\n{fraction:.0%}: {images:,} images" if first else f"{fraction:.0%}: {images:,}"
+            )
             x = "kept of the source, adapter on" if line is grid[-1] else ""
             style_axes(axes, title=title, x=x, y="target accuracy" if first else "")
             axes.grid(axis="x", color=GRID, linewidth=0.8)
@@ -152,7 +154,9 @@ def _draw_sequences(summary: Summary) -> Figure:
             axes.plot(
                 list(counts), means, color=colour, marker=marker, markersize=6, markeredgecolor="white", label=mode
             )
-        axes.set_xticks(range(1, 1 + max(len(x[0]["matrix"]) for k, x in summary.sequences.items() if k[0] == scenario)))
+        axes.set_xticks(
+            range(1, 1 + max(len(x[0]["matrix"]) for k, x in summary.sequences.items() if k[0] == scenario))
+        )
         axes.set_ylim(0, 103)
         _percent_y(axes)
     _add_legend(figure, panels[0], columns=4)
@@ -174,4 +178,6 @@ def _percent_y(axes: Axes) -> None:
 
 def _add_legend(figure: Figure, axes: Axes, *, columns: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=8.5, labelcolor=INK, loc="outside lower center", ncols=columns)
+    figure.legend(
+        handles, labels, frameon=False, fontsize=8.5, labelcolor=INK, loc="outside lower center", ncols=columns
+    )

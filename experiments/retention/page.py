@@ -11,7 +11,7 @@ from figures import draw_all
 from plan import ARMS, FULL, LORA, MATCH, WISE
 from sequences import MODES, SCENARIOS
 from store import RESULTS, select
-from summary import Row, Summary
+from summary import Row, Summary, best_rate
 from wording import NOTHING, detectable, difference, listed, measured, percent, table
 
 from convpeft.evaluation import mean_interval, sequence_scores
@@ -45,7 +45,9 @@ def _head(summary: Summary, _: list[str]) -> Iterator[str]:
 
 def _claims(summary: Summary, _: list[str]) -> Iterator[str]:
     yield "## What document 003 says"
-    yield table(("sentence", "verdict", "figures"), [(x.sentence, f"**{x.verdict}**", x.figures) for x in judge(summary)])
+    yield table(
+        ("sentence", "verdict", "figures"), [(x.sentence, f"**{x.verdict}**", x.figures) for x in judge(summary)]
+    )
     yield (
         "Where a sentence gives no measure, the reading in brackets was fixed before the runs. *Held*: in every "
         "transfer that is named; *in part*: in some; a figure whose 95 % interval holds the limit counts for neither."
@@ -58,7 +60,9 @@ def _done(summary: Summary, _: list[str]) -> Iterator[str]:
     budget = summary.budget
     yield "## What was done"
     lines = [_transfer_line(summary, name) for name in summary.transfers]
-    fractions = [f"{float(share):.0%} ({epochs} epoch{'s' * (epochs > 1)})" for share, epochs in sorted(budget["epochs"].items())]
+    fractions = [
+        f"{float(share):.0%} ({epochs} epoch{'s' * (epochs > 1)})" for share, epochs in sorted(budget["epochs"].items())
+    ]
     pace = "the head, LoRA (at rank 8, for every rank), full fine-tuning, L2-SP and LwF"
     lines += [
         f"Amounts of data: {listed(fractions)} of the training images, drawn by the seed in proportion to the classes. "
@@ -70,8 +74,8 @@ def _done(summary: Summary, _: list[str]) -> Iterator[str]:
         "alone freeze them. AdamW, cosine with warm-up, no augmentation; the epoch with the best validation accuracy.",
         "L2-SP has strength 0.1 and LwF weight 1 at temperature 2; neither was tuned. WiSE-FT takes the networks of "
         "full fine-tuning at its chosen rate, with the weights and statistics moved "
-        f"{listed([f'{1 - x:.0%}' for x in _coefficients(summary)])} of the way back to the base, the new head as it was "
-        "trained.",
+        f"{listed([f'{1 - x:.0%}' for x in _coefficients(summary)])} of the way back to the base, the new head as it "
+        "was trained.",
         "Retention is the accuracy on the source's test images, adapter on and under the source's own head, over that "
         "of the base. Intervals are Student's at 95 % over the seeds; differences are paired by seed. With "
         f"{len(summary.seeds)} seeds they are wide; *found* is the difference that would be found 8 times in 10. No "
@@ -81,7 +85,7 @@ def _done(summary: Summary, _: list[str]) -> Iterator[str]:
 
 
 def _coefficients(summary: Summary) -> list[float]:
-    run = select(summary.lines, "run", arm=FULL)[0]
+    run = next(run for run in select(summary.lines, "run", arm=FULL) if "wise" in run)
     return [each["coefficient"] for each in run["wise"]]
 
 
@@ -161,7 +165,7 @@ def _tables(summary: Summary, _: list[str]) -> Iterator[str]:
     yield (
         "Percent, mean over the seeds [95 % interval]. *Kept* is functional retention; *agrees* the share of source "
         "images put in the same class as by the base; *probe* the accuracy of a newly fitted linear classifier, as a "
-        "share of the same on the base's features. *To full*: target accuracy less that of full fine-tuning, in points, "
+        "share of that on the base's features. *To full*: target accuracy less that of full fine-tuning, in points, "
         "and what difference would have been found."
     )
     for name, transfer in summary.transfers.items():
@@ -170,7 +174,7 @@ def _tables(summary: Summary, _: list[str]) -> Iterator[str]:
         for fraction in summary.fractions_of(name):
             whole = summary.row(name, fraction, FULL)
             for row in summary.rows(name, fraction):
-                if row.chosen or row.arm == WISE:
+                if row.chosen or row.arm in (FULL, WISE):
                     rows.append(_arm_row(summary, name, fraction, row, whole))
         headers = ("data", "arm", "setting", "trained", "target", "to full", "found", "kept", "agrees", "probe")
         yield table(headers, rows, right=3)
@@ -181,14 +185,14 @@ def _arm_row(summary: Summary, name: str, fraction: float, row: Row, whole: Row)
     base = summary.bases[name]["probe_accuracy"]
     probes = [run["probe_accuracy"] for run in row.runs]
     probe = NOTHING if base is None or None in probes else percent(statistics.fmean(probes) / base)
-    mark = " (chosen)" if row.arm == WISE and row.chosen else ""
+    mark = " (chosen)" if row.arm in (FULL, WISE) and row.chosen else ""
     return (
         f"{fraction:.0%}",
         row.title,
         f"{row.setting}{mark}",
         f"{row.runs[0]['trainable']:,}",
         measured(row, "test_accuracy"),
-        "" if row is whole or row.arm == FULL else difference(gap),
+        "" if row.arm == FULL else difference(gap),
         "" if row.arm == FULL else detectable(gap),
         measured(row, "retention"),
         f"{100 * row.mean('source_agreement'):.1f}",
@@ -205,8 +209,8 @@ def _sequences(summary: Summary, plots: list[str]) -> Iterator[str]:
         f"From the base of `{first['name']}`, {plan['images']} images and {plan['epochs']} epochs a task. *Groups*: "
         f"{plan['groups']} tasks of as many letters each; each task has rows of its own in the head, and an image's "
         f"task is told. *Turns*: {plan['turns']} tasks of all letters, each turned a quarter further, with one head. "
-        "One network fine-tuned whole, one LoRA adapter trained on and on, one LoRA adapter a task, and one head a task. "
-        f"Rates are those that validation chose in `{first['name']}` with all images."
+        "One network fine-tuned whole, one LoRA adapter trained on and on, one LoRA adapter a task, and one head a "
+        "task. f"Rates are those that validation chose in `{first['name']}` with all images."
     )
     yield f"![Mean accuracy on the tasks learned so far]({NAME}/sequences.png)"
     rows: list[tuple[str, ...]] = []
@@ -245,12 +249,12 @@ def _not_measured(summary: Summary, _: list[str]) -> Iterator[str]:
         "starting values, not the base.",
         "The strengths of L2-SP and LwF were set, not tuned, so each is one point of a curve; a stronger one keeps "
         "more and learns less. Nor was alpha / rank varied, or a remedy put beside LoRA.",
-        f"The budget is `{summary.name}`: small pools of images and few epochs. The larger one is a command away, below.",
+        f"The budget is `{summary.name}`: small pools of images, few epochs. `--budget full` is the larger one.",
         "Large networks and large sources: the share of parameters that a rank of 8 trains is large on networks this "
         "small.",
-        "The images of ImageNet are probably images that the network was trained on, and it saw them at 224 pixels; the "
-        "base's accuracy here is no measure of it. The eight PneumoniaMNIST validation images that are training images "
-        "too are left in.",
+        "The images of ImageNet are probably among those that the network was trained on, and it saw them at 224 "
+        "pixels; the base's accuracy here is no measure of it.",
+        "The published PneumoniaMNIST has eight validation images that are training images too; they are left in.",
         "Time: other work may run on the same cores, so seconds are recorded but not compared.",
     ]
     yield "\n".join(f"- {line}" for line in lines)
@@ -258,9 +262,7 @@ def _not_measured(summary: Summary, _: list[str]) -> Iterator[str]:
 
 def _made(summary: Summary, _: list[str]) -> Iterator[str]:
     data = {
-        f"{name}, {part}": digest
-        for name, line in summary.bases.items()
-        for part, digest in line["digests"].items()
+        f"{name}, {part}": digest for name, line in summary.bases.items() for part, digest in line["digests"].items()
     }
     made = Provenance(
         command=f"python experiments/retention/run.py run --budget {summary.name} --data DIR",
@@ -286,13 +288,9 @@ def _made(summary: Summary, _: list[str]) -> Iterator[str]:
 
 
 def _rate_row(summary: Summary, name: str, fraction: float) -> tuple[str, ...]:
-    from summary import best_rate
-
     cells: list[str] = []
     for group in dict.fromkeys(ARMS[arm].group for arm in summary.budget["arms"]):
         arm = next(arm for arm in summary.budget["arms"] if ARMS[arm].group == group)
         best = best_rate(summary.lines, name, arm, fraction)
-        cells.append(
-            ", ".join(f"**{x:g}**" if x == best else f"{x:g}" for x in summary.rates(name, arm, fraction))
-        )
+        cells.append(", ".join(f"**{x:g}**" if x == best else f"{x:g}" for x in summary.rates(name, arm, fraction)))
     return (name, f"{fraction:.0%}", *cells)

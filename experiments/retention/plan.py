@@ -63,6 +63,7 @@ class Transfer:
     test: int = 2000
     source_test: int = 2000
     source_fit: int = 1000  # images of the source that a new linear classifier is fitted on; 0: none
+    identity: int = 256  # images of the source whose logits are compared bit by bit
     batch_size: int = 32
 
 
@@ -72,8 +73,8 @@ class Sequence:
 
     groups: int = 5  # tasks of as many letters each, a head for each task
     turns: int = 4  # tasks of the same letters, turned by a quarter more, one head for all
-    images: int = 600  # training images a task
-    test: int = 600
+    images: int = 500  # training images a task
+    test: int = 500
     epochs: int = 4
 
 
@@ -113,7 +114,10 @@ LETTERS = Transfer(
     weights="",
     source="mnist:{root}",
     target="emnist-letters:{root}",
-    pool=3000,
+    pool=2000,
+    val=400,
+    test=1500,
+    source_test=1500,
 )
 PNEUMONIA = Transfer(
     name="pneumonia",
@@ -123,10 +127,11 @@ PNEUMONIA = Transfer(
     source="cifar10:{root}/cifar10",
     target="npz:{root}/pneumoniamnist.npz",
     pace=0.5,
-    pool=500,
-    val=524,
-    test=624,
-    source_test=1000,
+    pool=400,
+    val=200,
+    test=500,
+    source_test=800,
+    source_fit=800,
     batch_size=16,
 )
 OCT = Transfer(
@@ -139,11 +144,12 @@ OCT = Transfer(
     pace=0.25,
     image_size=112,
     folds=True,
-    pool=300,
-    val=200,
-    test=250,
-    source_test=1000,
+    pool=200,
+    val=80,
+    test=150,
+    source_test=300,
     source_fit=0,
+    identity=64,
     batch_size=16,
 )
 GLYPHS = Transfer(
@@ -173,7 +179,7 @@ BUDGETS = {
     ),
     "medium": Budget(
         transfers=(LETTERS, PNEUMONIA, OCT),
-        epochs={"0.05": 12, "0.1": 8, "1.0": 3},
+        epochs={"0.05": 8, "0.1": 6, "1.0": 3},
         seeds=(0, 1, 2),
         arms=tuple(ARMS),
         trials=3,
@@ -184,8 +190,8 @@ BUDGETS = {
     "full": Budget(
         transfers=(
             Transfer(**{**asdict(LETTERS), "pool": 60000, "val": 2000, "test": 20800, "source_test": 10000}),
-            Transfer(**{**asdict(PNEUMONIA), "pool": 4708, "source_test": 10000, "source_fit": 10000}),
-            Transfer(**{**asdict(OCT), "pool": 1000, "image_size": 224}),
+            Transfer(**{**asdict(PNEUMONIA), "pool": 4708, "val": 524, "test": 624, "source_test": 10000}),
+            Transfer(**{**asdict(OCT), "pool": 1000, "val": 250, "test": 250, "source_test": 1000, "image_size": 224}),
         ),
         epochs={"0.05": 30, "0.1": 20, "1.0": 10},
         seeds=(0, 1, 2, 3, 4),

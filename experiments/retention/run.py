@@ -117,13 +117,15 @@ def real_cells(budget: Budget, transfer: Transfer, store: Store) -> list[Cell]:
     from cells import Cell
     from plan import FULL
 
-    return [
-        Cell(False, transfer, arm, float(fraction), epochs, seed, lr)
-        for fraction, epochs in budget.epochs.items()
-        for seed in budget.seeds
-        for arm in budget.arms
-        for lr in (budget.rates(transfer, arm) if arm == FULL else [chosen_rate(store, transfer, arm, fraction)])
-    ]
+    found: list[Cell] = []
+    for fraction, epochs in budget.epochs.items():
+        for seed in budget.seeds:
+            for arm in budget.arms:
+                best = chosen_rate(store, transfer, arm, fraction)
+                for lr in budget.rates(transfer, arm) if arm == FULL else (best,):
+                    between = arm == FULL and lr == best
+                    found.append(Cell(False, transfer, arm, float(fraction), epochs, seed, lr, between))
+    return found
 
 
 def chosen_rate(store: Store, transfer: Transfer, arm: str, fraction: str | float) -> float:
@@ -181,11 +183,14 @@ def _wanted(job: Job) -> dict[str, Any]:
 
 def _keep(store: Store, line: Line, number: int, count: int) -> None:
     store.add(line)
-    said = [f"{line[key]}" for key in ("kind", "transfer", "scenario", "mode", "arm", "fraction", "seed") if key in line]
-    figures = [
-        f"{key} {line[key]:.1%}" for key in ("val_accuracy", "test_accuracy", "source_accuracy") if key in line
+    said = [
+        f"{line[key]}" for key in ("kind", "transfer", "scenario", "mode", "arm", "fraction", "seed") if key in line
     ]
-    print(f"{number}/{count} {' '.join(said)} lr {line['lr']:g}: {', '.join(figures)}, {line['seconds']:.0f} s", flush=True)
+    figures = [f"{key} {line[key]:.1%}" for key in ("val_accuracy", "test_accuracy", "source_accuracy") if key in line]
+    print(
+        f"{number}/{count} {' '.join(said)} lr {line['lr']:g}: {', '.join(figures)}, {line['seconds']:.0f} s",
+        flush=True,
+    )
 
 
 def main() -> None:

@@ -19,9 +19,7 @@ def best_rate(lines: list[Line], transfer: str, arm: str, fraction: float) -> fl
     """The rate with the highest validation accuracy among an arm's trials, among equals the lowest loss."""
     group = ARMS[arm].group
     tried = [
-        line
-        for line in select(lines, "tune", transfer=transfer, fraction=fraction)
-        if ARMS[line["arm"]].group == group
+        line for line in select(lines, "tune", transfer=transfer, fraction=fraction) if ARMS[line["arm"]].group == group
     ]
     return max(tried, key=lambda line: (line["val_accuracy"], -line["val_loss"]))["lr"]
 
@@ -71,9 +69,7 @@ class Summary:
         self.seeds: list[int] = self.budget["seeds"]
         self.bases = {line["transfer"]: line for line in select(self.lines, "base")}
         planned = [each["name"] for each in self.budget["transfers"]]
-        self.transfers = {
-            each["name"]: each for each in self.budget["transfers"] if self.fractions_of(each["name"])
-        }
+        self.transfers = {each["name"]: each for each in self.budget["transfers"] if self.fractions_of(each["name"])}
         self.missing = [
             (name, fraction)
             for name in planned

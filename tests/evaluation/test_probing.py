@@ -74,7 +74,7 @@ def test_head_that_sees_an_image_twice_is_refused():
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.head(self.body(images)) + self.head(self.body(-images))
 
-    with pytest.raises(ModelError, match="saw 20 rows for 10 images. Name the layer that sees each image once"):
+    with pytest.raises(ModelError, match=r"saw 20 rows for 10 images\. Name the layer that sees each image once"):
         features_of(Twice(), batches())
 
 

@@ -1,4 +1,4 @@
-"""L2-SP: the loss is the squared way from the start, the head has none, and a strong one keeps weights where they were."""
+"""L2-SP: the loss is the squared way from the start, the head has none, and a strong one keeps weights near it."""
 
 import numpy as np
 import pytest
@@ -77,7 +77,7 @@ def way(strength: float) -> float:
         optimizer.zero_grad()
         (nn.functional.cross_entropy(model(images), labels) + strength * l2sp_loss(model)).backward()
         optimizer.step()
-    return float((convpeft.merged(model)[0].weight - base[0].weight).norm())
+    return float((convpeft.merged(model)[0].weight - base[0].weight).detach().norm())
 
 
 def test_strong_decay_keeps_weights_near_the_start() -> None:

@@ -48,8 +48,8 @@ def sequence_scores(matrix: ArrayLike, untrained: Sequence[float] | None = None)
         Lopez-Paz, Ranzato, Gradient Episodic Memory, 2017, arXiv 1706.08840, equations 2 to 4; forgetting as
         Avalanche has it.
 
-    >>> sequence_scores([[0.9, 0.3], [0.7, 0.8]], untrained=[0.1, 0.1])
-    SequenceScores(accuracy=0.75, backward=-0.20000000000000007, forward=0.19999999999999998, forgetting=(0.20000000000000007,))
+    >>> sequence_scores([[0.75, 0.25], [0.5, 1.0]], untrained=[0.125, 0.125])
+    SequenceScores(accuracy=0.75, backward=-0.25, forward=0.125, forgetting=(0.25,))
     """
     found = np.asarray(matrix, dtype=np.float64)
     if found.ndim != 2 or found.shape[0] != found.shape[1] or not found.size:
