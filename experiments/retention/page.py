@@ -101,7 +101,7 @@ def _transfer_line(summary: Summary, name: str) -> str:
         if base["probe_accuracy"] is not None
         else "; there is one image a class, so no linear classifier can be fitted and judged"
     )
-    folds = ", each seed tests on another patient-disjoint fold" if transfer["folds"] else ""
+    folds = " of one fold, another chooses; no patient is in two" if transfer["folds"] else ""
     trained = (
         ""
         if transfer["weights"]
@@ -210,7 +210,7 @@ def _sequences(summary: Summary, plots: list[str]) -> Iterator[str]:
         f"{plan['groups']} tasks of as many letters each; each task has rows of its own in the head, and an image's "
         f"task is told. *Turns*: {plan['turns']} tasks of all letters, each turned a quarter further, with one head. "
         "One network fine-tuned whole, one LoRA adapter trained on and on, one LoRA adapter a task, and one head a "
-        "task. f"Rates are those that validation chose in `{first['name']}` with all images."
+        f"task. Rates are those that validation chose in `{first['name']}` with all images."
     )
     yield f"![Mean accuracy on the tasks learned so far]({NAME}/sequences.png)"
     rows: list[tuple[str, ...]] = []

@@ -57,7 +57,7 @@ class Transfer:
     target: str
     pace: float = 1.0  # what the rates are multiplied with
     image_size: int | None = None  # pixels; None: the network's own
-    folds: bool = False  # the seed is the fold that is tested
+    folds: bool = False  # of a labels.csv: the first is tested, the second chooses, with every seed
     pool: int = 1000  # training images, of which a fraction is taken
     val: int = 500
     test: int = 2000

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ Job = tuple[Callable[..., dict[str, Any]], tuple[Any, ...]]
 
 def run(root: str, folder: Path, *, name: str, work: Path, workers: int, only: list[str] | None) -> None:
     """Prepare the bases, choose the rates on validation, make every run, then the sequences."""
-    from cells import Setting
+    from cells import Setting, use_one_thread
     from plan import ARMS, BUDGETS
     from sequences import MODES, SCENARIOS
     from store import Store
@@ -43,11 +44,19 @@ def run(root: str, folder: Path, *, name: str, work: Path, workers: int, only: l
     for transfer in wanted:
         prepare_base(setting, transfer, budget, store)
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come
-    for transfer in wanted:
-        do(store, workers, [_cell_job(setting, cell) for cell in tuning_cells(budget, transfer)])
-        do(store, workers, [_cell_job(setting, cell) for cell in real_cells(budget, transfer, store)])
-    if only is None or "sequence" in only:
-        do(store, workers, list(sequence_jobs(setting, budget, store)))
+    spawn = multiprocessing.get_context("spawn")
+    with ExitStack() as open_:
+        pool: ProcessPoolExecutor | None = None
+        if workers > 1:
+            made = ProcessPoolExecutor(workers, mp_context=spawn, initializer=use_one_thread)
+            pool = open_.enter_context(made)
+        else:
+            use_one_thread()
+        for transfer in wanted:
+            do(store, pool, [_cell_job(setting, cell) for cell in tuning_cells(budget, transfer)])
+            do(store, pool, [_cell_job(setting, cell) for cell in real_cells(budget, transfer, store)])
+        if only is None or "sequence" in only:
+            do(store, pool, list(sequence_jobs(setting, budget, store)))
     names = [*(each.name for each in budget.transfers), *ARMS, *SCENARIOS, *MODES]
     store.sort({each: number for number, each in enumerate(names)})
 
@@ -153,21 +162,16 @@ def _cell_job(setting: Setting, cell: Cell) -> Job:
     return run_cell, (setting, cell)
 
 
-def do(store: Store, workers: int, jobs: list[Job]) -> None:
-    """Do what is not in the results yet, in this process or in several of one thread each."""
-    from cells import use_one_thread
-
+def do(store: Store, pool: ProcessPoolExecutor | None, jobs: list[Job]) -> None:
+    """Do what is not in the results yet, in this process or in those of a pool."""
     waiting = [job for job in jobs if not store.of(**_wanted(job))]
-    if workers < 2:
-        use_one_thread()
+    if pool is None:
         for number, (work, arguments) in enumerate(waiting, 1):
             _keep(store, work(*arguments), number, len(waiting))
         return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=use_one_thread) as pool:
-        futures = [pool.submit(work, *arguments) for work, arguments in waiting]
-        for number, future in enumerate(as_completed(futures), 1):
-            _keep(store, future.result(), number, len(futures))
+    futures = [pool.submit(work, *arguments) for work, arguments in waiting]
+    for number, future in enumerate(as_completed(futures), 1):
+        _keep(store, future.result(), number, len(futures))
 
 
 def _wanted(job: Job) -> dict[str, Any]:
