@@ -10,7 +10,7 @@ from plan import FULL, LORA
 from sequences import SCENARIOS
 from store import select
 from summary import Row, Summary
-from wording import difference, measured
+from wording import difference, measured, share
 
 from convpeft.evaluation import mean_interval, sequence_scores
 
@@ -58,7 +58,7 @@ def _all_cells(summary: Summary) -> list[tuple[str, float]]:
 
 
 def _shown(summary: Summary, cells: Sequence[tuple[str, float]], tell: Callable[[str, float], str]) -> str:
-    return "; ".join(f"{name} at {fraction:.0%}: {tell(name, fraction)}" for name, fraction in cells)
+    return "; ".join(f"{name} at {share(fraction)}: {tell(name, fraction)}" for name, fraction in cells)
 
 
 def combine(verdicts: Sequence[bool | None]) -> str:
@@ -95,7 +95,7 @@ def _performance_kept(summary: Summary) -> Claim:
     rows = [summary.row(name, fraction, LORA) for name, fraction in cells]
     return Claim(
         "This retains the performance level on previous tasks (read: with the adapter on, under the source's head, at "
-        f"least {KEPT:.0%} of it).",
+        f"least {share(KEPT)} of it).",
         combine([_above(row, "retention", KEPT) for row in rows]),
         f"{rows[0].title} keeps: {_shown(summary, cells, lambda *x: measured(summary.row(*x, LORA), 'retention'))} %.",
     )
@@ -122,7 +122,7 @@ def _drastic(summary: Summary) -> Claim:
         return f"full {measured(full, 'retention')} %, LoRA less full {gap} points"
 
     return Claim(
-        f"There, full fine-tuning loses drastically (read: keeps less than {DRASTIC:.0%}).",
+        f"There, full fine-tuning loses drastically (read: keeps less than {share(DRASTIC)}).",
         combine([None if each is None else not each for each in low]),
         f"{_shown(summary, cells, tell).capitalize()}.",
     )
@@ -197,7 +197,7 @@ def _fewer(summary: Summary) -> Claim:
     told: list[str] = []
     for name, fraction in _cells(summary, -1):
         lora, full = (summary.row(name, fraction, arm).runs[0]["trainable"] for arm in (LORA, FULL))
-        told.append(f"{name}: {lora:,} of {full:,} ({lora / full:.0%})")
+        told.append(f"{name}: {lora:,} of {full:,} ({share(lora / full)})")
     return Claim(
         "LoRA trains far fewer parameters.",
         HELD,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from plan import ARMS, FULL, WISE
 from sequences import MODES, SCENARIOS
 from summary import Row, Summary
+from wording import share
 
 from convpeft.reporting import save_figure
 from convpeft.reporting.canvas import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, SOFT, new_figure, style_axes
@@ -55,7 +56,9 @@ def _draw_plane(summary: Summary) -> Figure:
             images = summary.row(name, fraction, FULL).runs[0]["train_images"]
             first = axes is line[0]
             title = (
-                f"{transfer['title']}\n{fraction:.0%}: {images:,} images" if first else f"{fraction:.0%}: {images:,}"
+                f"{transfer['title']}\n{share(fraction)}: {images:,} images"
+                if first
+                else f"{share(fraction)}: {images:,}"
             )
             x = "kept of the source, adapter on" if line is grid[-1] else ""
             style_axes(axes, title=title, x=x, y="target accuracy" if first else "")
@@ -124,7 +127,7 @@ def _draw_amounts(summary: Summary) -> Figure:
             )
         axes.set_xscale("log")
         axes.minorticks_off()
-        axes.set_xticks([100 * fraction for fraction in fractions], [f"{fraction:.0%}" for fraction in fractions])
+        axes.set_xticks([100 * fraction for fraction in fractions], [share(fraction) for fraction in fractions])
         axes.set_ylim(bottom=0)
         _percent_y(axes)
     _add_legend(figure, panels[0], columns=4)
@@ -164,8 +167,9 @@ def _draw_sequences(summary: Summary) -> Figure:
 
 
 def _in_percent(axes: Axes) -> None:
-    from matplotlib.ticker import StrMethodFormatter
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.4g} %"))
     _percent_y(axes)
 

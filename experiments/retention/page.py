@@ -12,7 +12,7 @@ from plan import ARMS, FULL, LORA, MATCH, WISE
 from sequences import MODES, SCENARIOS
 from store import RESULTS, select
 from summary import Row, Summary, best_rate
-from wording import NOTHING, detectable, difference, listed, measured, percent, table
+from wording import NOTHING, detectable, difference, listed, measured, percent, share, table
 
 from convpeft.evaluation import mean_interval, sequence_scores
 from convpeft.reporting.provenance import Provenance, provenance_markdown
@@ -61,7 +61,8 @@ def _done(summary: Summary, _: list[str]) -> Iterator[str]:
     yield "## What was done"
     lines = [_transfer_line(summary, name) for name in summary.transfers]
     fractions = [
-        f"{float(share):.0%} ({epochs} epoch{'s' * (epochs > 1)})" for share, epochs in sorted(budget["epochs"].items())
+        f"{share(float(part))} ({epochs} epoch{'s' * (epochs > 1)})"
+        for part, epochs in sorted(budget["epochs"].items())
     ]
     pace = "the head, LoRA (at rank 8, for every rank), full fine-tuning, L2-SP and LwF"
     lines += [
@@ -74,7 +75,7 @@ def _done(summary: Summary, _: list[str]) -> Iterator[str]:
         "alone freeze them. AdamW, cosine with warm-up, no augmentation; the epoch with the best validation accuracy.",
         "L2-SP has strength 0.1 and LwF weight 1 at temperature 2; neither was tuned. WiSE-FT takes the networks of "
         "full fine-tuning at its chosen rate, with the weights and statistics moved "
-        f"{listed([f'{1 - x:.0%}' for x in _coefficients(summary)])} of the way back to the base, the new head as it "
+        f"{listed([f'{share(1 - x)}' for x in _coefficients(summary)])} of the way back to the base, the new head as it "
         "was trained.",
         "Retention is the accuracy on the source's test images, adapter on and under the source's own head, over that "
         "of the base. Intervals are Student's at 95 % over the seeds; differences are paired by seed. With "
@@ -93,15 +94,14 @@ def _transfer_line(summary: Summary, name: str) -> str:
     transfer, base = summary.transfers[name], summary.bases[name]
     runs = select(summary.lines, "run", transfer=name)
     size = f" at {transfer['image_size']} pixels" if transfer["image_size"] else ""
-    most = max(run["train_images"] for run in runs)
-    tests = sorted({run["test_images"] for run in runs})
+    most, tests = (max(run[field] for run in runs) for field in ("train_images", "test_images"))
     probe = (
         f"; a linear classifier fitted on the features of {transfer['source_fit']:,} other images of it reaches "
         f"{percent(base['probe_accuracy'])}"
         if base["probe_accuracy"] is not None
         else "; there is one image a class, so no linear classifier can be fitted and judged"
     )
-    folds = " of one fold, another chooses; no patient is in two" if transfer["folds"] else ""
+    folds = " of one fold; another chooses, and no patient is in two" if transfer["folds"] else ""
     trained = (
         ""
         if transfer["weights"]
@@ -110,8 +110,7 @@ def _transfer_line(summary: Summary, name: str) -> str:
     return (
         f"{transfer['title']} (`{name}`): `{transfer['network']}`{size}{trained}; the base reaches "
         f"{percent(base['source_accuracy'])} of {base['source_images']:,} source images{probe}. At most {most:,} "
-        f"training images of the target, {' to '.join(f'{n:,}' for n in {min(tests): 0, max(tests): 0})} test "
-        f"images{folds}."
+        f"training images of the target, {tests:,} test images{folds}."
     )
 
 
@@ -148,7 +147,7 @@ def _matched(summary: Summary, _: list[str]) -> Iterator[str]:
                 rows.append(
                     (
                         name,
-                        f"{fraction:.0%}",
+                        share(fraction),
                         f"{nearest.title}, {nearest.setting}" + ("" if near else " (none near)"),
                         f"{100 * gap:+.1f}",
                         difference(learned),
@@ -187,7 +186,7 @@ def _arm_row(summary: Summary, name: str, fraction: float, row: Row, whole: Row)
     probe = NOTHING if base is None or None in probes else percent(statistics.fmean(probes) / base)
     mark = " (chosen)" if row.arm in (FULL, WISE) and row.chosen else ""
     return (
-        f"{fraction:.0%}",
+        share(fraction),
         row.title,
         f"{row.setting}{mark}",
         f"{row.runs[0]['trainable']:,}",
@@ -241,7 +240,7 @@ def _over_seeds(values: list[float]) -> str:
 
 def _not_measured(summary: Summary, _: list[str]) -> Iterator[str]:
     yield "## What was not measured"
-    lines = [f"`{name}` at {fraction:.0%}: the runs are not made yet." for name, fraction in summary.missing]
+    lines = [f"`{name}` at {share(fraction)}: the runs are not made yet." for name, fraction in summary.missing]
     if not summary.sequences:
         lines.append("The sequences: not run yet.")
     lines += [
@@ -293,4 +292,4 @@ def _rate_row(summary: Summary, name: str, fraction: float) -> tuple[str, ...]:
         arm = next(arm for arm in summary.budget["arms"] if ARMS[arm].group == group)
         best = best_rate(summary.lines, name, arm, fraction)
         cells.append(", ".join(f"**{x:g}**" if x == best else f"{x:g}" for x in summary.rates(name, arm, fraction)))
-    return (name, f"{fraction:.0%}", *cells)
+    return (name, share(fraction), *cells)

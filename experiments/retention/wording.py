@@ -16,6 +16,11 @@ def percent(fraction: float | None) -> str:
     return NOTHING if fraction is None else f"{100 * fraction:.1f} %"
 
 
+def share(fraction: float) -> str:
+    """A fraction as whole percent."""
+    return f"{100 * fraction:.0f} %"
+
+
 def measured(row: Row, field: str) -> str:
     """Mean of a figure over the seeds and its 95 % t-interval."""
     if any(value is None for value in row.values(field)):

@@ -85,7 +85,7 @@ def page_of(folder: Path, lines: list[dict[str, Any]]) -> str:
 def test_page_has_the_figures_verdicts_and_matches_that_follow_from_the_lines(tmp_path: Path) -> None:
     page = page_of(tmp_path, made_up())
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
-    arms = {line[1]: line for line in cells if line[0] == "100%" and len(line) == 10}
+    arms = {line[1]: line for line in cells if line[0] == "100 %" and len(line) == 10}
     assert arms["LoRA, rank 8"][7] == "75.0 [75.0, 75.0]"  # 0.6 of the base's 0.8
     assert arms["LoRA, rank 8"][4].startswith("70.5 [64.1, 76.9]")  # Student's, one degree of freedom: 12.7 * 0.5
     assert arms["LoRA, rank 8"][5] == "-10.0 [-10.0, -10.0]"
@@ -119,7 +119,7 @@ def test_fraction_with_a_missing_run_is_left_out_and_said_so(tmp_path: Path) -> 
     lines = made_up()
     lines[0]["budget"]["epochs"] = {"0.1": 1, "1.0": 1}
     page = page_of(tmp_path, lines)
-    assert "`made` at 10%: the runs are not made yet." in page
+    assert "`made` at 10 %: the runs are not made yet." in page
 
 
 def test_results_of_another_budget_are_refused(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_committed_page_mean_is_that_of_the_results() -> None:
         if (run["transfer"], run["arm"], run["fraction"]) == ("letters", "head", 1.0)
     ]
     row = next(
-        line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| 100% | head only |")
+        line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| 100 % | head only |")
     )
     assert f"| {100 * np.mean(head):.1f} [" in row
 
