@@ -171,7 +171,7 @@ def _superior(summary: Summary) -> Claim:
         "LoRA is superior: it adapts while it keeps pre-trained knowledge (read: at equal target accuracy it keeps "
         "more than full fine-tuning, WiSE-FT, L2-SP and LwF).",
         combine(verdicts) if verdicts else OPEN,
-        f"Of {len(verdicts)} comparisons in which another way comes within a point of LoRA's validation accuracy, LoRA "
+        f"Of {len(verdicts)} comparisons in which another way comes near LoRA's validation accuracy, LoRA "
         + ", ".join(told)
         + ". They are listed below.",
     )

@@ -103,7 +103,7 @@ def _join(axes: Axes, rows: Sequence[Row], colour: str) -> None:
 
 
 def _draw_amounts(summary: Summary) -> Figure:
-    figure = new_figure(3.5 * len(summary.transfers) + 0.6, 3.9)
+    figure = new_figure(max(3.5 * len(summary.transfers) + 0.6, 7.2), 3.9)
     panels = figure.subplots(1, len(summary.transfers), squeeze=False)[0]
     for axes, (name, transfer) in zip(panels, summary.transfers.items(), strict=True):
         fractions = summary.fractions_of(name)
