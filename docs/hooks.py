@@ -36,6 +36,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "comparing.md",
         "robustness.md",
         "compression.md",
+        "retention.md",
         "promises.md",
         "migration.md",
         {"Methods": _folder("methods", paths)},

@@ -55,6 +55,12 @@ PAGES = (
         ("results/oct_lora_against_probe.md",),
     ),
     Page(
+        "retention",
+        "experiments/retention/results.jsonl",
+        ("experiments/retention/run.py", "page", "--docs", "{docs}/results"),
+        ("results/retention.md", "results/retention"),
+    ),
+    Page(
         "correctness",
         "docs/results/correctness.json",
         ("benchmarks/correctness/run.py", "page", "--results", "{docs}/results"),

@@ -54,6 +54,7 @@ USES = {
     "detach": "convpeft.detach(adapted())",
     "disabled": "use(convpeft.disabled(adapted()))",
     "from_adapter": "from_adapter()",
+    "interpolated": "convpeft.interpolated(convpeft.attach(network(), 'full'), 0.5)",
     "kernels_of": "convpeft.kernels_of(adapted())",
     "list_methods": "convpeft.list_methods()",
     "load": "convpeft.load(network(), saved())",

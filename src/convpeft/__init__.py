@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from convpeft.costing import LayerCost, StepCost, TrainingCost, training_cost
     from convpeft.counting import Count, after_step, count, param_groups, penalty, plan_training, trainable_parameters
     from convpeft.errors import AdapterFileError, ConvpeftError, DataError, ModelError, OptionError, RunError
+    from convpeft.interpolating import interpolated
     from convpeft.kernels import KernelPlan
     from convpeft.merging import merge, merged
     from convpeft.models import from_adapter, load_compressed, load_model
@@ -41,6 +42,7 @@ _WHERE = {
     "costing": ("LayerCost", "StepCost", "TrainingCost", "training_cost"),
     "counting": ("Count", "after_step", "count", "param_groups", "penalty", "plan_training", "trainable_parameters"),
     "errors": ("AdapterFileError", "ConvpeftError", "DataError", "ModelError", "OptionError", "RunError"),
+    "interpolating": ("interpolated",),
     "kernels": ("KernelPlan",),
     "merging": ("merge", "merged"),
     "models": ("from_adapter", "load_compressed", "load_model"),
@@ -82,6 +84,7 @@ __all__ = [
     "detach",
     "disabled",
     "from_adapter",
+    "interpolated",
     "kernels_of",
     "list_methods",
     "load",

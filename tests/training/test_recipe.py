@@ -64,6 +64,7 @@ FULL: dict[str, Any] = {
         "objective": "lwf",
         "lwf_weight": 0.5,
         "lwf_temperature": 3.0,
+        "l2sp_weight": 0.25,
         "clip": 0.0,
         "accumulate": 2,
         "patience": 3,

@@ -101,6 +101,7 @@ def test_training_stopped_after_any_batch_ends_in_the_same_adapter_and_history(t
         ("full", {}, {"optimizer": "sgd", "accumulate": 2}),
         ("full", {}, {"precision": "bf16"}),
         ("full", {}, {"objective": "lwf"}),
+        ("full", {}, {"objective": "l2-sp"}),
         ("lora", {"rank": 1}, {"schedule": "constant"}),
         ("adalora", {}, {"epochs": 6}),
         ("mlae", {}, {}),

@@ -14,7 +14,9 @@ from convpeft.evaluation.detecting import (
 )
 from convpeft.evaluation.pairing import Difference, describe_difference, mcnemar, paired_difference
 from convpeft.evaluation.predicting import Predictions, predict_logits
+from convpeft.evaluation.probing import features_of, probe_accuracy
 from convpeft.evaluation.retention import agreement, is_retained, retention
+from convpeft.evaluation.sequential import SequenceScores, sequence_scores
 from convpeft.evaluation.statistics import (
     bootstrap_interval,
     mean_and_deviation,
@@ -31,6 +33,7 @@ __all__ = [
     "Mistake",
     "Predictions",
     "SeedDifference",
+    "SequenceScores",
     "agreement",
     "bootstrap_interval",
     "classification_metrics",
@@ -40,6 +43,7 @@ __all__ = [
     "detectable_over_pairs",
     "detectable_over_seeds",
     "errors_most_confident",
+    "features_of",
     "is_retained",
     "mcnemar",
     "mean_and_deviation",
@@ -47,7 +51,9 @@ __all__ = [
     "minimum_detectable_effect",
     "paired_difference",
     "predict_logits",
+    "probe_accuracy",
     "retention",
     "seed_difference",
+    "sequence_scores",
     "wilson_interval",
 ]

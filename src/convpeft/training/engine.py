@@ -22,6 +22,7 @@ from convpeft.training.options import check_settings
 from convpeft.training.processes import on_cpu, share_buffers
 from convpeft.training.recipe import TrainSection
 from convpeft.training.recomputing import Recomputing
+from convpeft.training.starting_point import l2sp_loss
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images (batch, channels, height, width), labels (batch), index (batch)
 
@@ -182,6 +183,8 @@ class Engine:
         if self._settings.objective == "lwf":
             kept = lwf_loss(self._model, images, temperature=self._settings.lwf_temperature)
             objective = objective + self._settings.lwf_weight * kept
+        if self._settings.objective == "l2-sp":
+            objective = objective + self._settings.l2sp_weight * l2sp_loss(self._model)
         return objective
 
     def _rest(self, done: int) -> Iterable[Batch]:

@@ -80,9 +80,11 @@ class TrainSection(_Section):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of all steps
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     class_weights: Literal["none", "balanced"] = "none"
-    objective: Literal["cross-entropy", "lwf"] = "cross-entropy"  # lwf: learning without forgetting, beside it
+    # beside it, lwf: learning without forgetting; l2-sp: decay of the trained weights towards the base's
+    objective: Literal["cross-entropy", "lwf", "l2-sp"] = "cross-entropy"
     lwf_weight: NotNegative = 1.0
     lwf_temperature: Positive = 2.0
+    l2sp_weight: NotNegative = 0.1
     clip: NotNegative = 5.0  # largest gradient norm, 0 for none
     accumulate: Annotated[int, Field(ge=1)] = 1  # batches a step
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation before stopping, 0 for never
