@@ -55,6 +55,12 @@ PAGES = (
         ("results/oct_lora_against_probe.md",),
     ),
     Page(
+        "small_data",
+        "experiments/small_data/results.json",
+        ("experiments/small_data/run.py", "page", "--docs", "{docs}/results"),
+        ("results/small_data.md", "results/small_data"),
+    ),
+    Page(
         "correctness",
         "docs/results/correctness.json",
         ("benchmarks/correctness/run.py", "page", "--results", "{docs}/results"),
