@@ -13,7 +13,7 @@ def claim_blocks(summaries: Sequence[Summary]) -> Iterator[str]:
     yield "## Claims"
     adapters = listed(f"`{arm}`" for arm in dict.fromkeys(arm for each in summaries for arm in each.adapters))
     yield (
-        f"*The adapters* are the mean of {adapters}, as far as a transfer has them. Differences are in points, with the "
+        f"*The adapters* are the mean of {adapters}, those that a transfer has. Differences are in points, with the "
         "95 % interval over the draws of training images and, beside it, over the test images. A claim is held where "
         "both are above zero; *found* is the difference that would have been found over the draws 8 times in 10."
     )

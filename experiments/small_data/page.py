@@ -205,7 +205,10 @@ def _validations(summaries: Sequence[Summary]) -> list[int]:
 
 def _reproduce(budget: str, summaries: Sequence[Summary]) -> str:
     content = [summary.content for summary in summaries]
-    commands = [f"python experiments/{NAME}/run.py run --data DIR --budget {budget} --workers 2", *map(_direct, content)]
+    commands = [
+        f"python experiments/{NAME}/run.py run --data DIR --budget {budget} --workers 2",
+        *map(_direct, content),
+    ]
     found = [
         summary.contrast(summary.adapters, [WHOLE], size).seeds.detectable
         for summary in summaries
@@ -220,7 +223,9 @@ def _reproduce(budget: str, summaries: Sequence[Summary]) -> str:
         trials=content[0]["trials"],
         ranges=content[0]["ranges"],
         seeds=tuple(summaries[0].seeds),
-        detectable="" if not known else f"Adapters together against `full`: {100 * min(known):.1f} to "
+        detectable=""
+        if not known
+        else f"Adapters together against `full`: {100 * min(known):.1f} to "
         f"{100 * max(known):.1f} points would have been found 8 times in 10 at the 5 % level.",
         versions=content[0]["versions"],
     )
@@ -242,4 +247,3 @@ def _direct(content: dict[str, Any]) -> str:
 
 def _weights(content: dict[str, Any]) -> str:
     return Path(content["model"].get("weights", "as it comes")).name
-

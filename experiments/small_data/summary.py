@@ -53,7 +53,7 @@ class Contrast:
 
     Attributes:
         seeds: Over the draws: what other training images would have given, with this test split.
-        low: Lower end of the 95 % interval over the test images (whole patients where they are known), with these draws.
+        low: Lower end of the 95 % interval over the test images, whole patients where they are known, with these draws.
         high: Upper end of it.
     """
 

@@ -66,7 +66,8 @@ def sentence(found: Contrast, *, a: str, b: str) -> str:
     """The difference in one plain sentence, and a second one where the test images leave it open."""
     told = describe_seed_difference(found.seeds, a=a, b=b)
     if not found.seeds.within_noise and not found.sign:
-        told += f" Other test images might undo it (95 % interval over them {points(found.low)} to {points(found.high)})."
+        facts = f"95 % interval over them {points(found.low)} to {points(found.high)}"
+        told += f" Other test images might undo it ({facts})."
     return told
 
 

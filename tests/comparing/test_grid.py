@@ -37,7 +37,10 @@ def test_shared_axes_make_every_combination():
 
 
 def test_settings_give_keys_that_go_together():
-    rows = [{"data": {"per_class": 5, "val_per_class": 3}, "train.epochs": 8}, {"per_class": 50, "train": {"epochs": 2}}]
+    rows = [
+        {"data": {"per_class": 5, "val_per_class": 3}, "train.epochs": 8},
+        {"per_class": 50, "train": {"epochs": 2}},
+    ]
     made = grid(grid={"seeds": [0, 1], "setting": rows, "train": {"batch_size": [4, 8]}})
     found = {(c.recipe.data.per_class, c.recipe.data.val_per_class, c.recipe.train.epochs) for c in made.cells}
     assert found == {(5, 3, 8), (50, None, 2)}

@@ -220,7 +220,8 @@ def test_page_marks_claims_by_what_the_figures_say(tmp_path: Path):
     assert verdict(beats, "5") == "held |"
     assert verdict(beats, "50") == "not held: within noise |"
     assert verdict("The adapters are more accurate than a new head alone", "50") == "held |"
-    assert verdict("Full fine-tuning is more accurate with frozen norms", "50") == "not held: within noise |"
+    frozen = "The adapters are more accurate than full fine-tuning with frozen norms"
+    assert [verdict(frozen, size) for size in ("5", "50")] == ["held |", "not held: within noise |"]
     lead = "The fewer the images, the larger the lead of the adapters over full fine-tuning"
     assert verdict(lead, "5 less 50") == "held |"
     worse = CHANCES | {("bitfit", 5): 0.05, ("lora", 5): 0.05}
