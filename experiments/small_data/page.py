@@ -11,6 +11,7 @@ from typing import Any
 
 from claims import claim_blocks
 from figure import draw_all
+from plan import BUDGETS
 from summary import FROZEN, WHOLE, Summary
 from wording import (
     accuracy_cell,
@@ -37,8 +38,9 @@ def write_page(results: Path, docs: Path) -> None:
     if not summaries:
         raise SystemExit(f"{results}: holds no comparison yet. Run one first.")
     drawn = draw_all(summaries, docs / NAME)
+    lacking = [task.title for task in BUDGETS[content["budget"]] if task.name not in content["tasks"]]
     blocks = [
-        *_head(summaries),
+        *_head(summaries, lacking),
         *claim_blocks(summaries),
         *_done(summaries),
         "## Accuracy",
@@ -51,14 +53,16 @@ def write_page(results: Path, docs: Path) -> None:
     (docs / f"{NAME}.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 
 
-def _head(summaries: Sequence[Summary]) -> Iterator[str]:
+def _head(summaries: Sequence[Summary], lacking: Sequence[str]) -> Iterator[str]:
     sizes = listed(sorted({size for summary in summaries for size in summary.sizes}))
     yield f"# Small data: {sizes} images a class"
     yield (
         f"Where do adapters beat full fine-tuning when there are only {sizes} training images a class? "
         f"{listed(summary.content['title'] for summary in summaries)}, every arm tuned alike. In short:"
     )
-    yield "\n".join(f"- {line}" for summary in summaries for line in _short(summary))
+    lines = [line for summary in summaries for line in _short(summary)]
+    lines += [f"{title}: belongs to this budget and is not measured yet; the command below does." for title in lacking]
+    yield "\n".join(f"- {line}" for line in lines)
 
 
 def _short(summary: Summary) -> Iterator[str]:

@@ -246,6 +246,7 @@ def test_page_tells_means_rates_at_the_edge_sizes_and_provenance(tmp_path: Path)
     assert "3 trials an arm and setting" in page
     assert "60 runs and trials took 18 minutes" in page
     assert "not testable here" in page
+    assert "- Drawn digits: belongs to this budget and is not measured yet" in page
     plots = {path.stem for path in (tmp_path / "docs" / "small_data").iterdir()}
     assert plots == {"accuracy", "differences-made-up"}
     assert all(f"(small_data/{plot}.png)" in page for plot in plots)
