@@ -127,6 +127,15 @@ def test_pages_are_equal_bytes_for_equal_rows(whole, tmp_path):
         assert (out / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
 
 
+def test_runs_from_cached_features_leave_no_semaphore_behind(tmp_path):
+    grid = write_grid(tmp_path)
+    cached = grid.read_text().replace('epochs = 1, prefix_cache = "off"', 'epochs = 2, prefix_cache = "on"')
+    grid.write_text(cached.partition('[[arm]]\nname = "lora"')[0] + "[grid]\nseeds = [0]\n")
+    process = start(grid, tmp_path / "out")
+    _, errors = process.communicate(timeout=240)
+    assert (process.returncode, errors) == (0, "")
+
+
 def test_what_is_set_on_the_command_line_reaches_the_grid_and_is_told(whole, tmp_path):
     grid, out = whole
     process = start(grid, tmp_path / "none", "--dry-run", "--json", "--set", "grid.seeds=[0, 1, 2]")
