@@ -61,6 +61,12 @@ PAGES = (
         ("results/retention.md", "results/retention"),
     ),
     Page(
+        "small_data",
+        "experiments/small_data/results.json",
+        ("experiments/small_data/run.py", "page", "--docs", "{docs}/results"),
+        ("results/small_data.md", "results/small_data"),
+    ),
+    Page(
         "correctness",
         "docs/results/correctness.json",
         ("benchmarks/correctness/run.py", "page", "--results", "{docs}/results"),

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from convpeft.comparing.cells import Range, with_keys
-from convpeft.comparing.grid import make_grid
+from convpeft.comparing.grid import make_grid, read_grid
 from convpeft.errors import OptionError
 
 BASE = {"model": {"source": "small-cnn"}, "data": {"source": "glyphs:digits"}}
@@ -34,6 +34,32 @@ def test_shared_axes_make_every_combination():
     found = {(c.arm, c.recipe.data.fraction, c.recipe.train.epochs, c.seed) for c in made.cells}
     assert len(found) == len(made.cells) == 2 * 2 * 2 * 2
     assert all(cell.recipe.train.seed == cell.seed for cell in made.cells)
+
+
+def test_settings_give_keys_that_go_together():
+    rows = [
+        {"data": {"per_class": 5, "val_per_class": 3}, "train.epochs": 8},
+        {"per_class": 50, "train": {"epochs": 2}},
+    ]
+    made = grid(grid={"seeds": [0, 1], "setting": rows, "train": {"batch_size": [4, 8]}})
+    found = {(c.recipe.data.per_class, c.recipe.data.val_per_class, c.recipe.train.epochs) for c in made.cells}
+    assert found == {(5, 3, 8), (50, None, 2)}
+    assert len(made.cells) == 2 * 2 * 2
+    assert made.cells[0].setting == {"per_class": 5, "val_per_class": 3, "epochs": 8, "batch_size": 4}
+
+
+def test_what_is_set_beside_the_file_replaces_what_it_says(tmp_path):
+    path = tmp_path / "g.toml"
+    path.write_text(
+        'base = { model.source = "small-cnn", data.source = "glyphs:digits" }\n'
+        '[[arm]]\nname = "a"\nmethod.name = "probe"\n[grid]\nseeds = [0, 1]\n'
+    )
+    told = ("grid.seeds=[5]", "base.train={epochs=3}", 'arm=[{name="b", method={name="lora"}}]')
+    made = read_grid(path, assign=told)
+    assert [(c.arm, c.seed, c.recipe.train.epochs, c.recipe.method.name) for c in made.cells] == [("b", 5, 3, "lora")]
+    assert made.assigned == told
+    with pytest.raises(OptionError, match=r"g\.toml: 'grids' is no table of a grid\. Did you mean 'grid'\?"):
+        read_grid(path, assign=["grids.seeds=[5]"])
 
 
 def test_models_may_carry_weights():
@@ -102,6 +128,12 @@ def test_an_arm_may_have_a_range_of_its_own():
         ({"arm": [{"name": "a", "method": {"name": "lora", "alpha_per_rank": 1}}]}, "needs a method.rank to multiply"),
         ({"base": 3}, "[base]: expected a table, got int"),
         ({"grid": {"seed": [1]}}, "'seed' is neither an axis nor a recipe key. Did you mean 'seeds'?"),
+        ({"grid": {"setting": [{"epoch": 1}]}}, "[[grid.setting]] 'epoch' is neither an axis nor a recipe key"),
+        ({"grid": {"setting": [3]}}, "[[grid.setting]]: expected a table, got int"),
+        (
+            {"grid": {"setting": [{"per_class": 1}], "data": {"per_class": [2]}}},
+            "[grid] gives 'data.per_class' twice. Leave it out in one of the two places.",
+        ),
         ({"grid": {"seeds": [1, 1]}}, "expected different whole numbers, 0 or more"),
         ({"baseline": "lroa"}, "baseline='lroa' is no arm. Did you mean 'lora'?"),
         ({"tune": {"trials": 0}}, "trials=0: expected a whole number of 1 or more, the same for all"),

@@ -127,6 +127,27 @@ def test_pages_are_equal_bytes_for_equal_rows(whole, tmp_path):
         assert (out / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
 
 
+def test_runs_from_cached_features_leave_no_semaphore_behind(tmp_path):
+    grid = write_grid(tmp_path)
+    cached = grid.read_text().replace('epochs = 1, prefix_cache = "off"', 'epochs = 2, prefix_cache = "on"')
+    grid.write_text(cached.partition('[[arm]]\nname = "lora"')[0] + "[grid]\nseeds = [0]\n")
+    process = start(grid, tmp_path / "out")
+    _, errors = process.communicate(timeout=240)
+    assert (process.returncode, errors) == (0, "")
+
+
+def test_what_is_set_on_the_command_line_reaches_the_grid_and_is_told(whole, tmp_path):
+    grid, out = whole
+    process = start(grid, tmp_path / "none", "--dry-run", "--json", "--set", "grid.seeds=[0, 1, 2]")
+    told, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert json.loads(told)["runs"] == 6
+    checked = read_grid(grid, assign=["grid.seeds=[0, 1]"])
+    write_comparison(checked, read_results(out / "results.jsonl"), tmp_path / "set")
+    command = "convpeft compare grid.toml --set 'grid.seeds=[0, 1]' --out DIR"
+    assert command in (tmp_path / "set" / "comparison.md").read_text()
+
+
 def test_diverged_run_is_a_row_and_the_rest_goes_on(tmp_path):
     diverging = '[[arm]]\nname = "wild"\nmethod.name = "full"\ntrain = { lr = 1e30, clip = 0.0, optimizer = "sgd" }'
     process = start(write_grid(tmp_path, more=diverging), tmp_path / "out")

@@ -83,6 +83,7 @@ def test_limit_reaches_the_source():
         ({"fraction": 0.0}, "expected a share of the training images above 0, at most 1"),
         ({"fraction": 1.5}, "expected a share of the training images above 0, at most 1"),
         ({"per_class": 0}, "expected 1 or more training images of each class"),
+        ({"val_per_class": 0}, "val_per_class=0: expected 1 or more validation images of each class"),
         ({"per_class": 1, "limit": 2}, "exclude each other: each says which part of train is taken"),
     ],
 )

@@ -200,3 +200,32 @@ def test_per_class_takes_so_many_of_each_class_nested():
     assert two.class_counts(3).tolist() == [2, 2, 2]
     assert set(two.ids) < set(five.ids)
     assert part_of(train, per_class=5, seed=1).ids != five.ids
+
+
+def test_val_per_class_takes_so_many_of_each_class_by_the_seed_and_leaves_the_rest():
+    parts = {
+        "train": split_of([0] * 20 + [1] * 20 + [2] * 20),
+        "val": split_of([0] * 30 + [1] * 20 + [2] * 2, "val"),
+        "test": split_of([0, 1, 2] * 5, "test"),
+    }
+
+    def made(**wanted):
+        shares = {"val_fraction": 0.1, "test_fraction": 0.2, "limit": None}
+        return complete("x:y", Parts(CLASSES, parts), **shares, **({"seed": 0} | wanted))
+
+    some, same, other = (made(val_per_class=4, seed=seed) for seed in (0, 0, 1))
+    assert some.val.class_counts(3).tolist() == [4, 4, 2]
+    assert some.val.ids == same.val.ids != other.val.ids
+    assert set(some.val.ids) < set(parts["val"].ids)
+    assert (some.train.ids, some.test.ids) == (parts["train"].ids, parts["test"].ids)
+    assert "val: 10 of 52 images, 4 a class, seed 0" in some.notes
+    assert made().val.ids == parts["val"].ids
+
+
+def test_val_per_class_draws_other_numbers_than_per_class():
+    labels = [0] * 40 + [1] * 40 + [2] * 40
+    parts = {"train": split_of(labels), "val": split_of(labels, "val"), "test": split_of([0, 1, 2], "test")}
+    shares = {"val_fraction": 0.1, "test_fraction": 0.2, "limit": None}
+    made = complete("x:y", Parts(CLASSES, parts), seed=0, per_class=5, val_per_class=5, **shares)
+    drawn = [[each.images[i][0, 0, 0] for i in range(len(each))] for each in (made.train, made.val)]
+    assert drawn[0] != drawn[1]

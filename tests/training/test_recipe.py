@@ -32,6 +32,7 @@ FULL: dict[str, Any] = {
         "limit": 100,
         "fraction": 0.5,
         "per_class": 5,
+        "val_per_class": 6,
         "fold": 2,
         "val_fraction": 0.125,
         "test_fraction": 1e-05,

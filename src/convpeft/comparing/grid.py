@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from convpeft.comparing.cells import Cell, Range, Study, with_keys
 from convpeft.errors import OptionError, nearest
 from convpeft.training.options import check_method
-from convpeft.training.recipe import Recipe, make_recipe, put_key, read_recipe
+from convpeft.training.recipe import Recipe, make_recipe, put_key, read_recipe, set_keys
 
 _TABLES = ("base", "arm", "grid", "tune", "baseline")
 _SHORT_AXES = {"fractions": "data.fraction", "per_class": "data.per_class", "models": "model.source"}
+_SHOWN = {"models": "model", "fractions": "fraction"}
 _LISTS = ("include", "exclude", "also_train")  # method keys whose value is a list itself
 _PER_RANK = "method.alpha_per_rank"
 _TUNING_SEED = 1000
@@ -38,6 +39,7 @@ class Grid:
     baseline: str
     tuning: Tuning | None
     where: str
+    assigned: tuple[str, ...] = ()  # what was set beside the file, KEY=VALUE
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -50,13 +52,18 @@ class Grid:
         return tuple({cell.study.key: cell.study for cell in self.cells if cell.study is not None}.values())
 
 
-def read_grid(path: str | Path) -> Grid:
+def read_grid(path: str | Path, *, assign: Sequence[str] = ()) -> Grid:
     """Read a grid from a TOML file.
+
+    Args:
+        path: The file.
+        assign: What is set instead of what the file says, such as "grid.seeds=[0]"; values are TOML.
 
     Raises:
         OptionError: If the file cannot be read, or a key or value in it is wrong; the nearest valid one is named.
     """
-    return make_grid(read_recipe(path), where=str(path))
+    grid = make_grid(set_keys(read_recipe(path), assign), where=str(path))
+    return replace(grid, assigned=tuple(assign))
 
 
 def make_grid(values: Mapping[str, Any], *, where: str = "grid") -> Grid:
@@ -151,29 +158,42 @@ def _shared(table: Mapping[str, Any], where: str) -> tuple[list[int], list[tuple
     seeds: list[Any] = _a_list(table.pop("seeds", [0]), f"{where}: [grid] seeds")
     if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise OptionError(f"{where}: [grid] seeds={seeds}: expected different whole numbers, 0 or more.")
-    axes: list[list[tuple[str, Any, dict[str, Any]]]] = []
+    axes: list[list[tuple[dict[str, Any], dict[str, Any]]]] = []
+    if "setting" in table:
+        place = f"{where}: [[grid.setting]]"
+        axes.append([_together(_a_table(each, place), place) for each in _a_list(table.pop("setting"), place)])
     for key, value in flat(table).items():
-        recipe_key = _SHORT_AXES.get(key, key)
-        if "." not in recipe_key:
-            known = [*_SHORT_AXES, "seeds"]
-            raise OptionError(f"{where}: [grid] {key!r} is neither an axis nor a recipe key. {nearest(key, known)}")
-        found: list[tuple[str, Any, dict[str, Any]]] = []
-        for each in _a_list(value, f"{where}: [grid] {key}"):
-            if key == "models" and isinstance(each, dict):
-                model = cast(dict[str, Any], each)
-                given = {f"model.{name}": part for name, part in model.items()}
-                found.append(("model", model.get("weights", model.get("source")), given))
-            else:
-                short = {"models": "model", "fractions": "fraction"}.get(key, recipe_key.rpartition(".")[2])
-                found.append((short, each, {recipe_key: each}))
-        axes.append(found)
+        place = f"{where}: [grid]"
+        axes.append([_chosen(key, each, place) for each in _a_list(value, f"{place} {key}")])
     combined: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for parts in itertools.product(*axes):
+        shown: dict[str, Any] = {}
         keys: dict[str, Any] = {}
-        for _, _, given in parts:
-            keys |= given
-        combined.append(({name: value for name, value, _ in parts}, keys))
+        for names, given in parts:
+            if twice := sorted(keys.keys() & given.keys()):
+                raise OptionError(f"{where}: [grid] gives {twice[0]!r} twice. Leave it out in one of the two places.")
+            shown, keys = shown | names, keys | given
+        combined.append((shown, keys))
     return cast(list[int], seeds), combined
+
+
+def _together(table: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values of several axes that go together: what they are called, and their recipe keys."""
+    parts = [_chosen(key, value, where) for key, value in flat(table).items()]
+    return {k: v for shown, _ in parts for k, v in shown.items()}, {k: v for _, keys in parts for k, v in keys.items()}
+
+
+def _chosen(key: str, value: Any, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One value of an axis: what it is called, and its recipe keys."""
+    recipe_key = _SHORT_AXES.get(key, key)
+    if "." not in recipe_key:
+        known = [*_SHORT_AXES, "seeds", "setting"]
+        raise OptionError(f"{where} {key!r} is neither an axis nor a recipe key. {nearest(key, known)}")
+    if key == "models" and isinstance(value, dict):
+        model = cast(dict[str, Any], value)
+        named = model.get("weights", model.get("source"))
+        return {"model": named}, {f"model.{name}": part for name, part in model.items()}
+    return {_SHOWN.get(key, recipe_key.rpartition(".")[2]): value}, {recipe_key: value}
 
 
 def _spread(keys: Mapping[str, Any]) -> Iterator[tuple[list[str], dict[str, Any]]]:

@@ -107,7 +107,7 @@ def _provenance(grid: Grid, rows: Mapping[str, dict[str, Any]], lines: Sequence[
         else ""
     )
     return Provenance(
-        command=f"convpeft compare {shlex.quote(Path(grid.where).name)} --out DIR",
+        command=_command(grid),
         base=bases,
         data=data,
         trials=0 if grid.tuning is None else grid.tuning.trials,
@@ -116,6 +116,11 @@ def _provenance(grid: Grid, rows: Mapping[str, dict[str, Any]], lines: Sequence[
         detectable=detectable,
         versions={} if not done else done[0]["versions"],
     )
+
+
+def _command(grid: Grid) -> str:
+    assigned = "".join(f" --set {shlex.quote(each)}" for each in grid.assigned)
+    return f"convpeft compare {shlex.quote(Path(grid.where).name)}{assigned} --out DIR"
 
 
 def _model_of(row: Mapping[str, Any]) -> str:

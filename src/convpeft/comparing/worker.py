@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -40,6 +41,8 @@ class Job:
 def run_job(job: Job, out: Path, *, threads: int | None, again: bool) -> None:
     """Do a job unless it is done or somebody else has it; the body of a process, which ends with a status.
 
+    It ends by SystemExit, so that the process gives back what libraries hold of the system, such as tqdm's semaphore.
+
     Args:
         job: What to do.
         out: Directory of the comparison.
@@ -48,20 +51,7 @@ def run_job(job: Job, out: Path, *, threads: int | None, again: bool) -> None:
     """
     _end_with(os.getppid())
     _say_into(out / WORK / f"{job.key}.log")
-    folder = out / WORK / job.key
-    try:
-        with ExitStack() as held:
-            if not _claim(folder, held):
-                os._exit(BUSY)
-            known = read_results(out / RESULTS).get(job.key)
-            if known is None or (again and known["status"] == "failed"):
-                record(out, job, _row(job, out, threads))
-    except BaseException as error:
-        os._exit(_status(error))
-    with suppress(OSError):
-        shutil.rmtree(folder)
-        (out / WORK / f"{job.key}.log").unlink()
-    os._exit(0)
+    sys.exit(_do(job, out, threads=threads, again=again))
 
 
 def record(out: Path, job: Job, row: dict[str, Any]) -> None:
@@ -71,6 +61,24 @@ def record(out: Path, job: Job, row: dict[str, Any]) -> None:
 
         keep_trial(out, job.study, row)
     append_result(out / RESULTS, row)
+
+
+def _do(job: Job, out: Path, *, threads: int | None, again: bool) -> int:
+    """Claim, do and record a job; the status of its process."""
+    folder = out / WORK / job.key
+    try:
+        with ExitStack() as held:
+            if not _claim(folder, held):
+                return BUSY
+            known = read_results(out / RESULTS).get(job.key)
+            if known is None or (again and known["status"] == "failed"):
+                record(out, job, _row(job, out, threads))
+    except BaseException as error:
+        return _status(error)
+    with suppress(OSError):
+        shutil.rmtree(folder)
+        (out / WORK / f"{job.key}.log").unlink()
+    return 0
 
 
 def failed_row(job: Job, error: str) -> dict[str, Any]:

@@ -125,6 +125,7 @@ def load_data(
     limit: int | None = None,
     fraction: float | None = None,
     per_class: int | None = None,
+    val_per_class: int | None = None,
     fold: int | None = None,
     skip_broken: bool = False,
     whole: bool = False,
@@ -140,6 +141,7 @@ def load_data(
         limit: At most this many training images, stratified by class.
         fraction: Share of the training images, stratified by class, in (0, 1]; groups such as patients stay whole.
         per_class: So many training images of each class.
+        val_per_class: So many validation images of each class, chosen by the seed. Default: all there are.
         fold: Which fold of a labels.csv is the test split; the next one is validation.
         skip_broken: Leave pictures out that cannot be read and count them in the notes.
         whole: Take the images as they are, to measure a model on them: splits that are not there stay empty, and
@@ -160,6 +162,8 @@ def load_data(
         raise OptionError(f"fraction={fraction}: expected a share of the training images above 0, at most 1.")
     if per_class is not None and per_class < 1:
         raise OptionError(f"per_class={per_class}: expected 1 or more training images of each class.")
+    if val_per_class is not None and val_per_class < 1:
+        raise OptionError(f"val_per_class={val_per_class}: expected 1 or more validation images of each class.")
     if sum(part is not None for part in (limit, fraction, per_class)) > 1:
         raise OptionError(
             "data.limit, data.fraction and data.per_class exclude each other: each says which part of train is taken. "
@@ -180,6 +184,7 @@ def load_data(
         limit=limit,
         fraction=fraction,
         per_class=per_class,
+        val_per_class=val_per_class,
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Each kind of draw has its own stream, so that one more draw never changes another.
-_STREAMS = {"test": 1, "val": 2, "limit": 3, "fraction": 4, "per_class": 5}
+_STREAMS = {"test": 1, "val": 2, "limit": 3, "fraction": 4, "per_class": 5, "val_per_class": 6}
 
 
 def complete(
@@ -26,8 +26,9 @@ def complete(
     limit: int | None,
     fraction: float | None = None,
     per_class: int | None = None,
+    val_per_class: int | None = None,
 ) -> Dataset:
-    """Make the missing splits out of train, and cut train to the part that is asked for.
+    """Make the missing splits out of train, and cut train and validation to the part that is asked for.
 
     A given test split is never touched. A missing test split is cut out of train first, then a missing
     validation split out of what is left.
@@ -58,7 +59,12 @@ def complete(
         missing = len(set(dataset.train.labels.tolist())) - len(set(train.labels.tolist()))
         if missing:
             notes.append(f"train: this part leaves {missing} of {len(parts.classes)} classes without an image")
-    return Dataset(spec, parts.classes, train, dataset.val, dataset.test, tuple(notes), made)
+    val = dataset.val
+    if val_per_class is not None:
+        val = val.subset(choose_per_class(val.labels, val_per_class, seed=seed, stream="val_per_class"))
+    if len(val) < len(dataset.val):
+        notes.append(f"val: {len(val):,} of {len(dataset.val):,} images, {val_per_class} a class, seed {seed}")
+    return Dataset(spec, parts.classes, train, val, dataset.test, tuple(notes), made)
 
 
 def as_found(spec: str, parts: Parts) -> Dataset:
@@ -119,7 +125,9 @@ def choose(labels: NDArray[np.int64], limit: int, *, seed: int) -> NDArray[np.in
     return np.sort(chosen).astype(np.int64)
 
 
-def choose_per_class(labels: NDArray[np.int64], count: int, *, seed: int) -> NDArray[np.int64]:
+def choose_per_class(
+    labels: NDArray[np.int64], count: int, *, seed: int, stream: str = "per_class"
+) -> NDArray[np.int64]:
     """Choose `count` images of each class, all of a class that has fewer.
 
     The choice is nested: with one seed, a smaller count is always a part of a larger one.
@@ -127,7 +135,7 @@ def choose_per_class(labels: NDArray[np.int64], count: int, *, seed: int) -> NDA
     Returns:
         Positions, int64, ascending.
     """
-    rng = np.random.default_rng([seed, _STREAMS["per_class"]])
+    rng = np.random.default_rng([seed, _STREAMS[stream]])
     chosen = [rng.permutation(np.flatnonzero(labels == label))[:count] for label in np.unique(labels)]
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 

@@ -146,6 +146,7 @@ def load_recipe_data(recipe: Recipe) -> Dataset:
         limit=recipe.data.limit,
         fraction=recipe.data.fraction,
         per_class=recipe.data.per_class,
+        val_per_class=recipe.data.val_per_class,
         fold=recipe.data.fold,
         skip_broken=recipe.data.skip_broken,
     )

@@ -42,6 +42,7 @@ class DataSection(_Section):
     limit: Annotated[int, Field(ge=1)] | None = None  # training images at most
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None  # share of the training images; groups stay whole
     per_class: Annotated[int, Field(ge=1)] | None = None  # training images of each class
+    val_per_class: Annotated[int, Field(ge=1)] | None = None  # validation images of each class; default: all
     fold: Annotated[int, Field(ge=0)] | None = None
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
