@@ -48,7 +48,8 @@ def _latency(facts: dict[str, Any]) -> list[str]:
         *trial,
         f"One image, one thread, random weights, LoRA of rank 8 perturbed; {facts['rounds']} rounds in turn on "
         f"{facts['machine']}. The ratio is merged over base, median and quartiles over sets of sessions. {verdict} "
-        "Base and merged have their norms folded; `--base` is the file that is patched, whose norms onnxruntime folds itself.",
+        "Base and merged have their norms folded; `--base` is the file that is patched, whose norms onnxruntime folds "
+        "itself.",
         "",
         "| network | base ms | merged ms | `--base` ms | int8 ms | ratio | base bytes | merged bytes | int8 bytes |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
