@@ -9,7 +9,7 @@ from typing import Any
 
 from figure import draw_growth, draw_times
 from plan import GROWTH_NET, INFERENCE_BATCH, INFERENCE_ROUNDS, LEARNING_RATE, MEMORY_STEPS, MODES, NETS, WEIGHT_DECAY
-from summary import Figures, against, duels, prefix_ratios, verdicts
+from summary import Figures, against, duels, ratios_of, verdicts
 from wording import NOTHING, billions, joined, markdown, megabytes, rate, with_spread
 
 from convpeft.reporting import format_bytes, format_count, save_figure
@@ -219,14 +219,14 @@ def _prefix(content: dict[str, Any]) -> Iterator[str]:
     yield (
         "Adapters in the last stage and a new head; what comes before is computed once for each image. Both runs are "
         "`convpeft.train` with `train.prefix_cache` on and off, the second with method `full` and trained norms; the "
-        "first epoch of each is left out. *Plain* is a bare loop of PyTorch over images in memory, in its faster "
-        "layout. *Pays after*: epochs until filling the cache is made up for."
+        "first epoch of each is left out. The smaller the images, the larger is the share of the last stage. *Plain* "
+        "is a bare loop of PyTorch over images in memory, in its faster layout. *Pays after*: epochs until filling the cache is made up for."
     )
     cells = []
     for row in rows:
         own, full = statistics.median(row["cached_seconds"]), statistics.median(row["full_seconds"])
         plain, filling = statistics.median(row["plain_seconds"]), statistics.median(row["filling_seconds"])
-        by_convpeft, by_plain = prefix_ratios(content, row["net"]) or (0.0, 0.0)
+        by_convpeft, by_plain = ratios_of(row)
         pays = filling / (full - own) if full > own else None
         cells.append(
             (

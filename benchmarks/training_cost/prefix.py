@@ -44,9 +44,9 @@ class _Watcher:
             self.filling = (time.perf_counter() - self._began) * total / (total - self._first)
 
 
-def measure(net: str, *, fast: bool, threads: int) -> dict[str, Any]:
+def measure(net: str, *, fast: bool, threads: int, size: int = SIZE) -> dict[str, Any]:
     """One row: seconds of an epoch from the cache, of full fine-tuning, and of filling the cache."""
-    size, batch = (32, 8) if fast else (SIZE, NETS[net].batch)
+    size, batch = (32, 8) if fast else (size, NETS[net].batch)
     images, rounds = (32, 1) if fast else (IMAGES, ROUNDS)
     cell = Cell(net, "full", batch, size)
     include = [path for path in convolution_paths(build(cell)) if path.startswith(f"{LAST_STAGE}.")]

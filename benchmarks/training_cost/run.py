@@ -22,10 +22,11 @@ REPOSITORY = HERE.parents[1]
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
-from plan import FAST, GROUPS, GROWTH_ROUNDS, MODES, NETS, ROUNDS, SELDOM, growth_groups, method_groups  # noqa: E402
+from plan import FAST, GROUPS, GROWTH_ROUNDS, MODES, NETS, ROUNDS, SELDOM, SIZE, growth_groups, method_groups  # noqa: E402
 
 NAME = "training_cost"
 TABLES = ("methods", "growth", "prefix", "loader")
+PREFIX_SIZES = (SIZE, 224)  # the last stage has a larger share of small images
 PREFIX_NETS, LOADER_NETS = ("resnet18", "resnet50"), ("resnet18", "mobilenetv3_small_100")
 
 
@@ -94,10 +95,11 @@ def measure(told: argparse.Namespace) -> dict[str, Any]:
         for what, groups in growth.items():
             for group in groups:
                 _groups(store, what, group, told, rounds=max(2, told.rounds * GROWTH_ROUNDS // ROUNDS))
-    for table, nets in (("prefix", PREFIX_NETS), ("loader", LOADER_NETS)):
-        if table in told.only:
-            for net in [net for net in nets if net in told.nets]:
-                _alone(store, table, net, told)
+    for net in [net for net in PREFIX_NETS if "prefix" in told.only and net in told.nets]:
+        for size in PREFIX_SIZES[:1] if told.fast else PREFIX_SIZES:
+            _alone(store, "prefix", net, told, size=size)
+    for net in [net for net in LOADER_NETS if "loader" in told.only and net in told.nets]:
+        _alone(store, "loader", net, told)
     print(f"{(time.perf_counter() - began) / 60:.1f} minutes", flush=True)
     groups = method_groups(told.nets, told.modes, fast=told.fast, device=told.device)
     wanted = [cell.key for group in groups for cell in group]
@@ -133,18 +135,19 @@ def _groups(store: Any, table: str, group: list[Any], told: argparse.Namespace, 
             print(f"  {row['cell']}: time {spread(row['ratios'])[1]:.3f}, saved {saved:.3f}", flush=True)
 
 
-def _alone(store: Any, table: str, net: str, told: argparse.Namespace) -> None:
+def _alone(store: Any, table: str, net: str, told: argparse.Namespace, **words: int) -> None:
     from crew import LostError, alone
 
-    if net in store.read(table):
+    key = net if words.get("size", SIZE) == SIZE else f"{net} {words['size']}"
+    if key in store.read(table):
         return
-    print(f"{table} {net}", flush=True)
+    print(f"{table} {key}", flush=True)
     try:
-        row = alone(table, {"net": net, "fast": told.fast, "threads": told.threads}, threads=told.threads)
+        row = alone(table, {"net": net, "fast": told.fast, "threads": told.threads, **words}, threads=told.threads)
     except LostError as error:
         row = {"error": str(error)}
         print(f"  {error}", flush=True)
-    store.add(table, net, {"net": net} | row, own=True)
+    store.add(table, key, {"net": net} | row, own=True)
 
 
 def _foretell(told: argparse.Namespace) -> float:
@@ -159,7 +162,7 @@ def _foretell(told: argparse.Namespace) -> float:
                 processes = sum(len(MODES[mode].layouts) for mode in group) + 2
                 total += processes * (1.2 + 5 * NETS[net].seconds) + (len(group) + 2) * told.rounds * NETS[net].seconds
                 total += sum(MODES[mode].merges for mode in group) * 6 * NETS[net].seconds
-    total += 180 * ("growth" in told.only) + 150 * ("prefix" in told.only) + 60 * ("loader" in told.only)
+    total += 180 * ("growth" in told.only) + 900 * ("prefix" in told.only) + 60 * ("loader" in told.only)
     return total / 60
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from measures import spread
-from plan import MERGED_WITHIN, MODES, NETS, PREFIX_MOST, TARGETS
+from plan import MERGED_WITHIN, MODES, NETS, PREFIX_MOST, SIZE, TARGETS
 
 Row = dict[str, Any]
 PREFIX = "epoch from the prefix cache (last stage + head)"
@@ -87,12 +87,15 @@ def verdicts(content: Row) -> Iterator[Verdict]:
 
 
 def prefix_ratios(content: Row, net: str) -> tuple[float, float] | None:
+    """An epoch from the cache against one of full fine-tuning, for images of the size of the other tables."""
+    rows = [row for row in content["prefix"] if row["net"] == net and row.get("size") == SIZE]
+    return ratios_of(rows[0]) if rows else None
+
+
+def ratios_of(row: Row) -> tuple[float, float]:
     """An epoch from the cache against one of full fine-tuning, by convpeft and by a plain loop of PyTorch."""
-    rows = [row for row in content["prefix"] if row["net"] == net and "cached_seconds" in row]
-    if not rows:
-        return None
-    own = statistics.median(rows[0]["cached_seconds"])
-    return own / statistics.median(rows[0]["full_seconds"]), own / statistics.median(rows[0]["plain_seconds"])
+    own = statistics.median(row["cached_seconds"])
+    return own / statistics.median(row["full_seconds"]), own / statistics.median(row["plain_seconds"])
 
 
 @dataclass(frozen=True)
