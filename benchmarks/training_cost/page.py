@@ -220,7 +220,8 @@ def _prefix(content: dict[str, Any]) -> Iterator[str]:
         "Adapters in the last stage and a new head; what comes before is computed once for each image. Both runs are "
         "`convpeft.train` with `train.prefix_cache` on and off, the second with method `full` and trained norms; the "
         "first epoch of each is left out. The smaller the images, the larger is the share of the last stage. *Plain* "
-        "is a bare loop of PyTorch over images in memory, in its faster layout. *Pays after*: epochs until filling the cache is made up for."
+        "is a bare loop of PyTorch over images in memory, in its faster layout. *Pays after*: epochs until filling the "
+        "cache is made up for."
     )
     cells = []
     for row in rows:
