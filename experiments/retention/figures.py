@@ -60,7 +60,7 @@ def _draw_plane(summary: Summary) -> Figure:
                 if first
                 else f"{share(fraction)}: {images:,}"
             )
-            x = "kept of the source, adapter on" if line is grid[-1] else ""
+            x = "kept of the source, adapter on" if name == list(summary.transfers)[-1] else ""
             style_axes(axes, title=title, x=x, y="target accuracy" if first else "")
             axes.grid(axis="x", color=GRID, linewidth=0.8)
             axes.axvline(100, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
