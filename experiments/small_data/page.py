@@ -103,8 +103,8 @@ def _done(summaries: Sequence[Summary]) -> Iterator[str]:
     )
     yield (
         "Validation is drawn as small as training, since who has few images has few to choose by. It chooses epoch and "
-        "learning rate, so its own accuracy is too high: the last column is by how many points, on average over arms "
-        "and seeds. The learning rate comes from one more draw of training and validation images, so that a figure "
+        "learning rate, so its own accuracy is too high; the last column is how many points it lies above the test "
+        "accuracy, on average over arms and seeds, which holds also what sets the two splits apart. The learning rate comes from one more draw of training and validation images, so that a figure "
         "rests on up to four times as many labelled images as its size says."
     )
 
@@ -120,9 +120,12 @@ def _task_lines(summary: Summary) -> Iterator[str]:
         f"{content['title']}: `{content['source']}` from `{content['model']['source']}`{pixels}, "
         f"{format_count(summary.test_images)} test images{patients}."
     )
-    missing = content["planned"] - len(content["runs"])
-    if missing:
-        yield f"{content['title']}: {missing} of {content['planned']} planned runs are missing."
+    used = len(summary.arms) * len(summary.sizes) * len(summary.seeds)
+    if used < content["planned"]:
+        yield (
+            f"{content['title']}: {content['planned']} runs are planned, {len(content['runs'])} are done so far, and "
+            f"{used} are used here: sizes and seeds that every arm has. The command below goes on."
+        )
 
 
 def _size_row(summary: Summary, size: int) -> tuple[str, ...]:
