@@ -104,7 +104,8 @@ def _done(summaries: Sequence[Summary]) -> Iterator[str]:
     yield (
         "Validation is drawn as small as training, since who has few images has few to choose by. It chooses epoch and "
         "learning rate, so its own accuracy is too high; the last column is how many points it lies above the test "
-        "accuracy, on average over arms and seeds, which holds also what sets the two splits apart. The learning rate comes from one more draw of training and validation images, so that a figure "
+        "accuracy, on average over arms and seeds, which holds also what sets the two splits apart. The learning rate "
+        "comes from one more draw of training and validation images, so that a figure "
         "rests on up to four times as many labelled images as its size says."
     )
 
