@@ -90,8 +90,9 @@ def _differences(summary: Summary) -> Figure:
             found = summary.contrast([arm], [WHOLE], size)
             assert found.seeds.low is not None and found.seeds.high is not None
             colour = style_of(summary, arm)[0] if found.sign else SOFT
-            axes.plot([100 * found.low, 100 * found.high], [place + 0.17] * 2, color=colour, linewidth=1)
-            axes.plot([100 * found.seeds.low, 100 * found.seeds.high], [place] * 2, color=colour, linewidth=2.6)
+            bar = {"color": colour, "solid_capstyle": "butt"}  # a round end would reach over zero
+            axes.plot([100 * found.low, 100 * found.high], [place + 0.17] * 2, linewidth=1, **bar)
+            axes.plot([100 * found.seeds.low, 100 * found.seeds.high], [place] * 2, linewidth=2.6, **bar)
             axes.plot([100 * found.seeds.mean], [place], "o", color=colour, markersize=6, markeredgecolor="white")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:+.4g}" if value else "0")
     panels[0].set_yticks(range(len(arms)), arms, color=INK)

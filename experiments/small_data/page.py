@@ -197,6 +197,8 @@ def _limits(summaries: Sequence[Summary]) -> Iterator[str]:
         "not hold it.",
         "One test split each: the interval over the test images says what other images of the same kind might give, "
         "not other hospitals.",
+        f"Training is short, {min(_steps(summaries))} to {max(_steps(summaries))} steps, to be affordable on two cores; "
+        "a longer one may change the order.",
         "Ranks and other options were not tuned. Not measured: augmentation, other networks, larger images, larger "
         "validation splits, other ways to regularise full fine-tuning, time and memory.",
     ]
@@ -205,6 +207,14 @@ def _limits(summaries: Sequence[Summary]) -> Iterator[str]:
 
 def _edge(summary: Summary, arm: str, size: int, rate: float) -> str:
     return f"`{arm}` at {size} a class on {summary.content['title']} ({rate:.2g})"
+
+
+def _steps(summaries: Sequence[Summary]) -> list[int]:
+    return [
+        run["epochs"] * -(-run["images"]["train"] // summary.content["train"]["batch_size"])
+        for summary in summaries
+        for run in summary.content["runs"]
+    ]
 
 
 def _validations(summaries: Sequence[Summary]) -> list[int]:
