@@ -197,7 +197,7 @@ def _limits(summaries: Sequence[Summary]) -> Iterator[str]:
         "not hold it.",
         "One test split each: the interval over the test images says what other images of the same kind might give, "
         "not other hospitals.",
-        f"Training is short, {min(_steps(summaries))} to {max(_steps(summaries))} steps, to be affordable on two cores; "
+        f"Training is short, {min(_steps(summaries))} to {max(_steps(summaries))} steps, to suit two cores; "
         "a longer one may change the order.",
         "Ranks and other options were not tuned. Not measured: augmentation, other networks, larger images, larger "
         "validation splits, other ways to regularise full fine-tuning, time and memory.",
