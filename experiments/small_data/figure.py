@@ -79,11 +79,9 @@ def _accuracy(summaries: Sequence[Summary]) -> Figure:
 
 def _differences(summary: Summary) -> Figure:
     """A panel a size, a row an arm: thick over the draws of images, thin over the test images."""
-    from matplotlib.ticker import StrMethodFormatter
-
     arms = [arm for arm in summary.arms if arm != WHOLE]
     figure = new_figure(10.5, 1.3 + 0.36 * len(arms))
-    panels: Sequence[Axes] = figure.subplots(1, len(summary.sizes), sharey=True, squeeze=False)[0]
+    panels: Sequence[Axes] = figure.subplots(1, len(summary.sizes), sharex=True, sharey=True, squeeze=False)[0]
     for axes, size in zip(panels, summary.sizes, strict=True):
         style_axes(axes, title=f"{size} images a class", x="points more accurate than full", grid=False)
         axes.axvline(0, color=ORANGE, linewidth=1.2)
@@ -92,10 +90,11 @@ def _differences(summary: Summary) -> Figure:
             found = summary.contrast([arm], [WHOLE], size)
             assert found.seeds.low is not None and found.seeds.high is not None
             colour = style_of(summary, arm)[0] if found.sign else SOFT
-            axes.plot([100 * found.low, 100 * found.high], [place + 0.17] * 2, color=colour, linewidth=1)
-            axes.plot([100 * found.seeds.low, 100 * found.seeds.high], [place] * 2, color=colour, linewidth=2.6)
+            bar = {"color": colour, "solid_capstyle": "butt"}  # a round end would reach over zero
+            axes.plot([100 * found.low, 100 * found.high], [place + 0.17] * 2, linewidth=1, **bar)
+            axes.plot([100 * found.seeds.low, 100 * found.seeds.high], [place] * 2, linewidth=2.6, **bar)
             axes.plot([100 * found.seeds.mean], [place], "o", color=colour, markersize=6, markeredgecolor="white")
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:+.4g}"))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:+.4g}" if value else "0")
     panels[0].set_yticks(range(len(arms)), arms, color=INK)
     panels[0].invert_yaxis()
     return figure

@@ -103,8 +103,9 @@ def _done(summaries: Sequence[Summary]) -> Iterator[str]:
     )
     yield (
         "Validation is drawn as small as training, since who has few images has few to choose by. It chooses epoch and "
-        "learning rate, so its own accuracy is too high: the last column is by how many points, on average over arms "
-        "and seeds. The learning rate comes from one more draw of training and validation images, so that a figure "
+        "learning rate, so its own accuracy is too high; the last column is how many points it lies above the test "
+        "accuracy, on average over arms and seeds, which holds also what sets the two splits apart. The learning rate "
+        "comes from one more draw of training and validation images, so that a figure "
         "rests on up to four times as many labelled images as its size says."
     )
 
@@ -120,9 +121,12 @@ def _task_lines(summary: Summary) -> Iterator[str]:
         f"{content['title']}: `{content['source']}` from `{content['model']['source']}`{pixels}, "
         f"{format_count(summary.test_images)} test images{patients}."
     )
-    missing = content["planned"] - len(content["runs"])
-    if missing:
-        yield f"{content['title']}: {missing} of {content['planned']} planned runs are missing."
+    used = len(summary.arms) * len(summary.sizes) * len(summary.seeds)
+    if used < content["planned"]:
+        yield (
+            f"{content['title']}: {content['planned']} runs are planned, {len(content['runs'])} are done so far, and "
+            f"{used} are used here: sizes and seeds that every arm has. The command below goes on."
+        )
 
 
 def _size_row(summary: Summary, size: int) -> tuple[str, ...]:
@@ -193,6 +197,8 @@ def _limits(summaries: Sequence[Summary]) -> Iterator[str]:
         "not hold it.",
         "One test split each: the interval over the test images says what other images of the same kind might give, "
         "not other hospitals.",
+        f"Training is short, {min(_steps(summaries))} to {max(_steps(summaries))} steps, to suit two cores; "
+        "a longer one may change the order.",
         "Ranks and other options were not tuned. Not measured: augmentation, other networks, larger images, larger "
         "validation splits, other ways to regularise full fine-tuning, time and memory.",
     ]
@@ -201,6 +207,14 @@ def _limits(summaries: Sequence[Summary]) -> Iterator[str]:
 
 def _edge(summary: Summary, arm: str, size: int, rate: float) -> str:
     return f"`{arm}` at {size} a class on {summary.content['title']} ({rate:.2g})"
+
+
+def _steps(summaries: Sequence[Summary]) -> list[int]:
+    return [
+        run["epochs"] * -(-run["images"]["train"] // summary.content["train"]["batch_size"])
+        for summary in summaries
+        for run in summary.content["runs"]
+    ]
 
 
 def _validations(summaries: Sequence[Summary]) -> list[int]:

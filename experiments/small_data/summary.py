@@ -70,14 +70,16 @@ class Contrast:
 
 
 class Summary:
-    """One transfer; only seeds that every arm has at every size are used."""
+    """One transfer; only sizes that every arm has are used, and of these only seeds that every arm has."""
 
     def __init__(self, name: str, content: Mapping[str, Any]) -> None:
         self.name, self.content = name, content
-        self.sizes: list[int] = sorted({run["per_class"] for run in content["runs"]})
         self.arms: list[str] = content["arms"]
-        whole = [self._seeds(arm, size) for arm in self.arms for size in self.sizes]
-        self.seeds: list[int] = sorted(set[int].intersection(*whole))
+        whole = {size: self._seeds(size) for size in sorted({run["per_class"] for run in content["runs"]})}
+        self.sizes = [size for size, seeds in whole.items() if seeds]
+        self.seeds: list[int] = sorted(
+            set[int].intersection(*(whole[size] for size in self.sizes)) if self.sizes else ()
+        )
         if not self.seeds:
             raise SystemExit(f"{name}: no seed has every arm at every size yet. Run it on.")
         self._check_draws()
@@ -132,8 +134,10 @@ class Summary:
         mean, reach = float(gaps.mean()), _NORMAL * clustered_error(gaps.mean(axis=0), self.content["test_groups"])
         return Contrast(seed_difference(over_seeds, [0.0] * len(over_seeds)), mean - reach, mean + reach)
 
-    def _seeds(self, arm: str, size: int) -> set[int]:
-        return {run["seed"] for run in self.content["runs"] if (run["arm"], run["per_class"]) == (arm, size)}
+    def _seeds(self, size: int) -> set[int]:
+        """Those that every arm has."""
+        runs = [run for run in self.content["runs"] if run["per_class"] == size]
+        return set[int].intersection(*({run["seed"] for run in runs if run["arm"] == arm} for arm in self.arms))
 
     def _check_draws(self) -> None:
         """Refuse arms that have not seen the same images, and seeds that have."""
