@@ -119,7 +119,7 @@ def test_ratios_are_those_of_each_round_and_their_quartiles(load: Load):
 
 def test_alternating_calls_are_timed_in_turns(load: Load, monkeypatch: pytest.MonkeyPatch):
     measures, order = load("measures"), []
-    monkeypatch.setattr(measures, "seconds", lambda call: call())
+    monkeypatch.setattr(measures, "seconds", lambda call, steps: call())
     assert measures.alternate(lambda: order.append("a") or 3.0, lambda: order.append("b") or 2.0, 4) == [1.5] * 4
     assert "".join(order) == "ba" + "ab" + "ba" + "ab" + "ba" + "ab"
 
@@ -231,13 +231,16 @@ def test_every_mode_is_in_one_group_of_one_baseline(load: Load):
 @pytest.mark.parametrize("fast", [False, True])
 def test_what_is_said_is_measured_and_nothing_else(load: Load, fast: bool):
     command = load("run")
-    told = argparse.Namespace(nets=["resnet50"], modes=["default"], rounds=3, fast=fast)
+    told = argparse.Namespace(nets=["resnet50"], modes=["default"], rounds=3, fast=fast, device="cpu")
     command._fill_in(told)
     assert (told.nets, told.modes, told.rounds) == (["resnet50"], ["default"], 3)
-    unsaid = argparse.Namespace(nets=None, modes=None, rounds=None, fast=fast)
+    unsaid = argparse.Namespace(nets=None, modes=None, rounds=None, fast=fast, device="cpu")
     command._fill_in(unsaid)
     assert ("compiled" in unsaid.modes, "default" in unsaid.modes) == (False, True)
     assert (unsaid.rounds, len(unsaid.nets)) == ((2, 1) if fast else (12, 5))
+    gpu = argparse.Namespace(nets=None, modes=None, rounds=None, fast=fast, device="cuda", only=["growth"])
+    command._fill_in(gpu)
+    assert (gpu.only, "keras-lora" in gpu.modes) == (["methods"], False)
 
 
 def test_rows_of_another_source_or_settings_are_passed_over(load: Load, tmp_path: Path):

@@ -1,7 +1,14 @@
-"""The kernels of Triton compute what PyTorch's operations do; without a GPU, in Triton's interpreter."""
+"""The kernels of Triton compute what PyTorch's operations do; without a GPU, in Triton's interpreter.
 
+The interpreter changes what Triton is in a whole process, so that there the tests run in one of their own.
+"""
+
+import importlib.util
 import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,14 +20,14 @@ from convpeft.kernels import fused as module
 from convpeft.kernels.weights import effective_weight
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INTERPRETED = "TRITON_INTERPRET"
 SHAPES = [(5, 3, 3, 3), (20, 17, 3, 3), (40, 200, 1, 1), (33, 8, 5, 1), (7, 6, 3), (4, 3, 2, 3, 2), (12, 9)]
 
 
 @pytest.fixture(scope="module")
 def kernels() -> ModuleType:
-    if DEVICE == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
-    pytest.importorskip("triton")
+    if DEVICE == "cpu" and not os.environ.get(INTERPRETED):
+        pytest.skip("runs in a process of its own, see below")
     from convpeft.kernels import triton_kernels
 
     return triton_kernels
@@ -110,3 +117,14 @@ def test_kernels_that_fail_their_trial_are_not_used(
             assert not module.has_triton()  # said once
     finally:
         module.has_triton.cache_clear()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(DEVICE == "cuda" or INTERPRETED in os.environ, reason="the tests above have run")
+def test_interpreter_finds_the_same() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", str(Path(__file__))]
+    ran = subprocess.run(
+        command, env=os.environ | {INTERPRETED: "1"}, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert ran.returncode == 0, ran.stdout[-2000:]
+    assert " passed" in ran.stdout
