@@ -39,6 +39,7 @@ NETWORKS = (
 
 WARM_UP = 3  # rounds that do not count
 SETS = 9  # of sessions, for each network
+PAIRS = (("base", "merged"), ("patchable", "int8"))
 
 
 def files_of(source: str, folder: Path) -> dict[str, Path]:
@@ -67,7 +68,8 @@ def measure(source: str, rounds: int) -> dict[str, Any]:
     """Milliseconds of one image in each file, taken in turn, and the files' sizes.
 
     Where a session's memory happens to lie may make it slower or faster as long as it lives, so several are opened for
-    each file, one set after the other.
+    each file, one set after the other. Two files take turns as a b b a a b b a: each is as often behind itself and
+    behind the other, whose weights push its own out of the caches.
     """
     with tempfile.TemporaryDirectory() as folder:
         made = files_of(source, Path(folder))
@@ -75,8 +77,12 @@ def measure(source: str, rounds: int) -> dict[str, Any]:
         taken: dict[str, list[float]] = {name: [] for name in made}
         ratios: list[float] = []  # of each set of sessions, the median over its rounds
         for number in range(SETS):
-            names = list(made)[:: 1 if number % 2 else -1]
-            found = _take_turns({name: session_of(made[name], threads=1) for name in names}, max(2, rounds // SETS))
+            found: dict[str, list[float]] = {}
+            for pair in PAIRS:
+                names = pair[:: 1 if number % 2 else -1]
+                found |= _take_turns(
+                    {name: session_of(made[name], threads=1) for name in names}, max(2, rounds // SETS)
+                )
             for name, values in found.items():
                 taken[name] += values
             ratios.append(float(np.median(np.array(found["merged"]) / np.array(found["base"]))))
@@ -87,7 +93,8 @@ def measure(source: str, rounds: int) -> dict[str, Any]:
 
 def _take_turns(sessions: dict[str, Any], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of each run of each session, by rounds; a run before it brings the weights back into the caches."""
-    side = [each if isinstance(each, int) else 1 for each in sessions["merged"].get_inputs()[0].shape]
+    first = next(iter(sessions.values()))
+    side = [each if isinstance(each, int) else 1 for each in first.get_inputs()[0].shape]
     image = {INPUT: np.random.default_rng(0).standard_normal(side, dtype=np.float32)}
     taken: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(rounds + WARM_UP):
