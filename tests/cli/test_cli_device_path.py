@@ -101,6 +101,8 @@ CASES = [
 @pytest.fixture(scope="module", params=CASES)
 def trip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trip:
     """Train, export in every form, and patch where there is no torch."""
+    if request.param is not bars and "slow" not in request.config.getoption("markexpr"):
+        pytest.skip("minutes each; run with -m slow")
     folder = tmp_path_factory.mktemp("trip")
     words, pictures = request.param(folder, lambda: request.getfixturevalue("data_root"))
     command("train", *words, "--method", "lora", "--set", "method.rank=4", "--epochs", "2", "--out", folder / "run")
