@@ -88,14 +88,8 @@ def build_weight(weight: Tensor, up: Tensor, down: Tensor, scale: Tensor | None,
 
 
 def _by_torch(weight: Tensor, up: Tensor, down: Tensor, scale: Tensor | None, like: Tensor) -> Tensor:
-    if scale is not None:
-        up = up * scale.to(up.dtype).unsqueeze(1)
-    if torch.is_grad_enabled():
-        own = weight.to(up.dtype).flatten(1)
-        if scale is not None:
-            own = own * scale.to(up.dtype).unsqueeze(1)
-        return (own + up @ down).view(weight.shape).to(like.dtype)
-    return effective_weight(weight, up, down, scale, like)
+    factor = up if scale is None else up * scale.to(up.dtype).unsqueeze(1)
+    return effective_weight(weight, factor, down, scale, like)
 
 
 @functools.cache

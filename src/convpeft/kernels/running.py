@@ -146,8 +146,9 @@ def _prepared(site: Site, x: Tensor) -> tuple[Tensor, Operation]:
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
     x = _padded(x, site, sides)
-    if isinstance(operation, Convolution) and operation.is_pointwise(site.kernel) and has_channels_last(x):
-        operation = operation if x.is_cuda else Pointwise()  # float32 products of matrices know no TF32 by default
+    single = isinstance(operation, Convolution) and operation.is_pointwise(site.kernel)
+    if single and has_channels_last(x) and not x.is_cuda:  # there, float32 products of matrices know no TF32 by default
+        operation = Pointwise()
     return x, operation
 
 
