@@ -55,8 +55,8 @@ def _latency(facts: dict[str, Any]) -> list[str]:
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         *rows,
         "",
-        f"Made by `python benchmarks/deployment/latency.py`, torch {facts['torch']}, onnxruntime "
-        f"{facts['onnxruntime']}.",
+        f"Made by `python benchmarks/deployment/latency.py --rounds {facts['rounds']}`, torch {facts['torch']}, "
+        f"onnxruntime {facts['onnxruntime']}.",
         "",
     ]
 
