@@ -1,4 +1,4 @@
-"""A group of modes that take turns: in each round every process trains two steps, the second on the clock."""
+"""A group of modes that take turns: in each round every process trains some steps, the last on the clock."""
 
 from __future__ import annotations
 
