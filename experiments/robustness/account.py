@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from claims import claims
+from common.blocks import unfinished_lines
+from common.wording import listed, words
 from summary import MCA_19, WHOLE, Summary
-from wording import listed, words
 
 from convpeft.data.corruptions.names import SEVERITIES
 from convpeft.reporting import format_count
@@ -32,7 +33,7 @@ _OTHERWISE = (
 def done_lines(summary: Summary) -> Iterator[str]:
     """What was done in a task."""
     content, first = summary.content, summary.first(WHOLE)
-    images, network, target = first["images"], content["model"]["source"], content["source"]
+    images, network, target = first["images"], content["model"]["source"], content["images"]
     base = content["weights"]
     if base == _OWN_IMAGES:
         yield f"The base, `{base}`, was trained on CIFAR-10 itself: no other was at hand, so nothing is transferred."
@@ -57,12 +58,7 @@ def done_lines(summary: Summary) -> Iterator[str]:
         "alpha/r multiplies what a rate does, so each ratio has a rate of its own."
     )
     yield f"Seeds: {', '.join(map(str, summary.seeds))}. A seed draws images, order and starting values."
-    used = len(summary.arms) * len(summary.seeds)
-    if used < content["planned"]:
-        yield (
-            f"{content['planned']} runs are planned, {len(content['runs'])} are done so far, and {used} are used here: "
-            "seeds that every arm has. The command below goes on."
-        )
+    yield from unfinished_lines([summary])
     yield (
         "`probe` trains a new head alone. `scratch` is what the paper calls standard: the same network from a random "
         "start, all of it trained. `norm-tuning`, `full` and LoRA-C re-estimate the statistics of the norms on the new "
@@ -103,7 +99,7 @@ def limit_blocks(summaries: Sequence[Summary]) -> Iterator[str]:
     lines = [line for summary in summaries for line in _limits_of(summary)]
     lines += [
         "The ratio 2 was compared with two others, not swept. A rate for each ratio makes up for part of what a ratio "
-        "does, and few rates do so coarsely.",
+        "does, but not for the head, which has the same rate (see the trials); and few rates do so coarsely.",
         "Not measured: training on the test corruptions themselves, AugMix's consistency loss, longer training, larger "
         "networks, the published files. `--budget full` does the last three where the files are given: CIFAR-10 and "
         "CIFAR-100 from ResNet-34, 50 and 101, and Icons-50.",
@@ -118,7 +114,7 @@ def _limits_of(summary: Summary) -> Iterator[str]:
         "beyond noise by chance alone."
     )
     edges = summary.at_edge()
-    listed_edges = f": {listed(f'`{arm}` ({rate:.2g})' for arm, rate in edges)}" if edges else ""
+    listed_edges = f": {listed(f'`{arm}` ({rate:.2g})' for arm, _, rate in edges)}" if edges else ""
     yield (
         f"{len(edges)} of {len(summary.arms)} chosen learning rates are the lowest or the highest that was tried"
         f"{listed_edges}. Each was chosen by single runs on {run['images']['val']:,} validation images."
@@ -147,9 +143,9 @@ def reproduce_block(budget: str, summaries: Sequence[Summary]) -> str:
         f"python experiments/robustness/run.py cell {shlex.quote(summaries[0].named)} --seed 0 {where}",
         page_command="python experiments/robustness/run.py page",
         base={f"{each['model']['source']} ({each['weights'] or 'random'})": each["base_digest"] for each in content},
-        data={f"{each['source']}, test images": each["test_digest"] for each in content}
+        data={f"{each['images']}, test images": each["test_digest"] for each in content}
         | {
-            f"{each['source']}, corrupted, {each['corrupted']['origin']}": each["corrupted"]["digest"]
+            f"{each['images']}, corrupted, {each['corrupted']['origin']}": each["corrupted"]["digest"]
             for each in content
             if each["corrupted"]
         },
@@ -168,5 +164,5 @@ def reproduce_block(budget: str, summaries: Sequence[Summary]) -> str:
         provenance_markdown(made)
         + "\n\nThe second command makes one cell again: it tunes, trains and measures one arm with one seed, and "
         f"prints what the results file should say of it. {len(lines)} runs and trials took {minutes:.0f} minutes of "
-        "one thread. The grid is one for `convpeft compare`, and `convpeft robustness` measures any run of it by itself."
+        "one thread. The grid is one for `convpeft compare`; `convpeft robustness` measures any run of it by itself."
     )

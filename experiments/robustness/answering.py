@@ -13,7 +13,7 @@ from corrupting import Corrupted
 from images import BASE
 
 from convpeft.comparing.store import append_result, read_results
-from convpeft.evaluation.corrupted import measure_robustness
+from convpeft.evaluation import predict_logits
 from convpeft.evaluation.inference import load_classifier
 
 MEASURED = "measured.jsonl"
@@ -37,14 +37,7 @@ def measure(row: Row, corrupted: Corrupted, *, folder: Path, out: Path) -> dict[
     began = time.perf_counter()
     weights = folder / BASE if "weights" in row["recipe"]["model"] else None
     classifier = load_classifier(out / "runs" / row["key"], weights=weights)
-    source = corrupted.served(classifier.preprocessing)
-    cells = [
-        measure_robustness(
-            classifier, source, corrupted.labels, numbers=numbers, names=(name,), severities=(severity,)
-        ).correct.ravel()
-        for (name, severity), numbers in corrupted.cells.items()
-    ]
-    correct = np.concatenate(cells)
+    correct = predict_logits(classifier.model, corrupted.batches(classifier.preprocessing)).correct
     return {
         "key": row["key"],
         "answers": len(correct),

@@ -20,7 +20,7 @@ Cells = dict[tuple[str, int], NDArray[np.int64]]
 def cells_of(labels: NDArray[np.int64], parts: int, names: Sequence[str]) -> Cells:
     """Of each severity of each corruption the test images, ascending: one in `parts` of each class, in turn.
 
-    With 10 parts an image has every second corruption once, each at one of the severities; with 5 parts every one.
+    With 20 parts an image has five forms: one of each severity, of five corruptions.
     """
     places = np.zeros(len(labels), dtype=np.int64)  # of an image within its class
     for label in np.unique(labels):

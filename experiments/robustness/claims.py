@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from summary import CLEAN, HEAD, MCA_19, NORMS, SCRATCH, WHOLE, Contrast, Summary
-from wording import NOTHING, detectable_cell, difference_cell, over_images_cell, points, table, verdict
+from common.contrasts import Contrast
+from common.wording import NOTHING, detectable_cell, difference_cell, over_images_cell, table, verdict
+from summary import CLEAN, HEAD, MCA_19, NORMS, SCRATCH, WHOLE, Summary
 
 BEYOND = 8.0  # the ratio above the paper's
 _PUBLISHED = {  # by the task of the full budget that tests it
@@ -20,6 +21,7 @@ Claim = tuple[str, str, Contrast]
 
 def claim_blocks(summary: Summary, *, tasks: Sequence[str]) -> Iterator[str]:
     """The table of claims of a task and how to read it; what another task tests is not called untestable."""
+    yield f"## Claims: {summary.content['title']}"
     yield (
         "Differences are in points, with the 95 % interval over the draws of training images and, beside it, over the "
         "test images, each with all its corrupted forms. A claim is held where both are above zero; *found* is the "
@@ -92,25 +94,13 @@ def _of_augmix(summary: Summary, measure: str) -> Iterator[Claim]:
         yield claim, measure, summary.contrast([own], [summary.named], measure)
 
 
-def equal_in_size(summary: Summary) -> tuple[str, str] | None:
-    """An arm of setting `rk` and one of setting `r` with as many parameters and the same ratio."""
-    for wide in summary.lora_c(setting="rk"):
-        for narrow in summary.lora_c(setting="r"):
-            ours, theirs = summary.first(wide), summary.first(narrow)
-            ratios = [run["method"]["alpha"] / run["method"]["rank"] for run in (ours, theirs)]
-            if ours["trainable"] == theirs["trainable"] and ratios[0] == ratios[1]:
-                return wide, narrow
-    return None
-
-
 def _equal_row(summary: Summary) -> tuple[str, ...] | None:
-    pair = equal_in_size(summary)
-    if pair is None:
+    """What two adapters of equal size came to, number by number."""
+    equal = summary.content["equal"]
+    if equal is None:
         return None
-    differing, answers = summary.differing(*pair)
-    found = summary.contrast([pair[0]], [pair[1]], summary.measures[-1])
-    told = f"not held: the same adapter, {differing} of {answers:,} answers differ"
-    if differing:
-        told = f"{differing:,} of {answers:,} answers differ"
-    claim = f"At equal size one setting is better (`{pair[0]}` less `{pair[1]}`)"
-    return claim, "all answers", points(found.seeds.mean), over_images_cell(found), detectable_cell(found), told
+    claim = f"At equal size (rank {equal['ranks'][0]} of `rk`, rank {equal['ranks'][1]} of `r`) one setting is better"
+    told = f"not held: the same adapter, {equal['differing']:,} of {equal['numbers']:,} trained numbers differ"
+    if equal["differing"]:
+        told = f"not tested: {equal['differing']:,} of {equal['numbers']:,} trained numbers differ"
+    return claim, *[NOTHING] * 4, told

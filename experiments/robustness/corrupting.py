@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from cells import Cells, cells_of
 from images import read_test
 from numpy.typing import NDArray
-from plan import Task
+from plan import Transfer
 
 from convpeft.data import prepare
 from convpeft.data.cifar_c import open_cifar_c
@@ -23,6 +23,7 @@ from convpeft.data.splits import choose_per_class
 from convpeft.models import Preprocessing
 
 _FILE = "corrupted.npy"
+_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -49,35 +50,24 @@ class Corrupted:
             found.update(np.ascontiguousarray(self.pixels[start : start + 1000]).tobytes())
         return found.hexdigest()
 
-    def served(self, preprocessing: Preprocessing) -> Served:
-        """The images as a network gets them."""
-        starts = np.cumsum([0, *(len(numbers) for numbers in self.cells.values())])
-        return Served(self, dict(zip(self.cells, starts.tolist(), strict=False)), preprocessing)
+    def batches(self, preprocessing: Preprocessing) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """The images as a network gets them, with labels and numbers from 0 on, in batches."""
+        mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (preprocessing.mean, preprocessing.std))
+        labels = torch.from_numpy(self.labels[np.concatenate(list(self.cells.values()))])
+        for start in range(0, len(self.pixels), _BATCH):
+            planes = torch.stack([prepare(image, preprocessing) for image in self.pixels[start : start + _BATCH]])
+            numbers = torch.arange(start, start + len(planes))
+            yield (planes.float() / 255 - mean) / std, labels[numbers], numbers
 
 
-@dataclass(frozen=True)
-class Served:
-    """A source of corrupted images for `measure_robustness`."""
-
-    held: Corrupted
-    starts: Mapping[tuple[str, int], int]
-    preprocessing: Preprocessing
-
-    def planes(self, name: str, severity: int, number: int, /) -> torch.Tensor:
-        """One test image under one severity of a corruption, uint8 (channels, height, width)."""
-        cell = (name, severity)
-        row = self.starts[cell] + int(np.searchsorted(self.held.cells[cell], number))
-        return prepare(self.held.pixels[row], self.preprocessing)
-
-
-def corrupted_images(task: Task, data: Path, folder: Path) -> Corrupted:
+def corrupted_images(task: Transfer, data: Path, folder: Path) -> Corrupted:
     """Read them from the folder, or make them there: from the published files where the user has them."""
     official = data / task.official
     make = _from_files if task.official and official.is_dir() else _regenerated
     return make(task, official, folder)
 
 
-def _regenerated(task: Task, _: Path, folder: Path) -> Corrupted:
+def _regenerated(task: Transfer, _: Path, folder: Path) -> Corrupted:
     test = read_test(folder)
     cells = cells_of(test["labels"], task.parts, ALL)
     path = folder / _FILE
@@ -91,7 +81,7 @@ def _regenerated(task: Task, _: Path, folder: Path) -> Corrupted:
     return Corrupted(np.load(path, mmap_mode="r"), test["labels"], cells, "regenerated")
 
 
-def _from_files(task: Task, official: Path, folder: Path) -> Corrupted:
+def _from_files(task: Transfer, official: Path, folder: Path) -> Corrupted:
     files = open_cifar_c(official)
     labels = files.labels[: files.count]
     chosen = np.arange(files.count)

@@ -10,7 +10,7 @@ from typing import Any
 from answering import MEASURED, measure_all
 from corrupting import Corrupted, corrupted_images
 from images import lay_out, weights_of
-from plan import Task
+from plan import Transfer
 
 from convpeft.commands.comparing import LiveTable
 from convpeft.comparing import Grid
@@ -25,19 +25,23 @@ class Outcome:
     """What a grid has come to.
 
     Attributes:
+        folder: Of the files that the grid names.
+        out: Of the runs.
         rows: Runs and trials by their key.
         measured: The answers to corrupted images, by the key of the run.
         corrupted: These images; None where the task has none.
         weights: The file that the base is from.
     """
 
+    folder: Path
+    out: Path
     rows: dict[str, Row]
     measured: dict[str, Row]
     corrupted: Corrupted | None
     weights: str
 
 
-def do(task: Task, grid: Grid, *, data: Path, work: Path, workers: int) -> Outcome:
+def do(task: Transfer, grid: Grid, *, data: Path, work: Path, workers: int) -> Outcome:
     """Lay out the files, train what has no line yet, and measure what is not measured.
 
     Raises:
@@ -59,4 +63,4 @@ def do(task: Task, grid: Grid, *, data: Path, work: Path, workers: int) -> Outco
         raise SystemExit(f"{task.title}: {len(failed)} runs failed. {failed[0]}")
     if corrupted is not None:
         measure_all([row for row in rows.values() if row["kind"] == "run"], corrupted, folder=folder, out=out)
-    return Outcome(rows, read_results(out / MEASURED), corrupted, weights_of(task, data))
+    return Outcome(folder, out, rows, read_results(out / MEASURED), corrupted, weights_of(task, data))

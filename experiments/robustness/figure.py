@@ -69,9 +69,8 @@ def _arms(summary: Summary) -> Figure:
 def _corruptions(summary: Summary) -> Figure:
     """A row a corruption, a column an arm: its accuracy, in the colour of its difference to full fine-tuning."""
     arms = shown_arms(summary)
-    whole = summary.by_corruption(WHOLE)
-    table = np.array([[100 * summary.by_corruption(arm)[name] for arm in arms] for name in summary.names])
-    gaps = table - np.array([[100 * whole[name]] for name in summary.names])
+    table = np.array([[100 * summary.level(arm, name).mean for arm in arms] for name in summary.names])
+    gaps = table - np.array([[100 * summary.level(WHOLE, name).mean] for name in summary.names])
     figure = new_figure(2.2 + 0.95 * len(arms), 1.5 + 0.29 * len(summary.names))
     axes = figure.subplots()
     axes.imshow(gaps, cmap="RdBu", vmin=-_MOST, vmax=_MOST, aspect="auto", interpolation="nearest")
@@ -96,6 +95,7 @@ def _sizes(summary: Summary) -> Figure:
     for axes, measure in zip(panels, (CLEAN, MCA_19), strict=True):
         style_axes(axes, title=measure, x="trained parameters", y="accuracy, percent")
         axes.set_xscale("log")
+        axes.tick_params(which="minor", length=0)
         for setting, colour in (("rk", BLUE), ("r", GREEN)):
             for ratio, line in ((2.0, "-"), (0.5, ":")):
                 arms = sorted(summary.lora_c(setting=setting, ratio=ratio), key=lambda arm: _trained(summary, arm))

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from plan import Task
+from PIL import Image
+from plan import Transfer
 
 from convpeft.data import Split, load_data
 from convpeft.data.splits import choose_per_class
@@ -17,7 +18,7 @@ IMAGES, BASE = "images.npz", "base.safetensors"
 _SEED = 0  # of which images a smaller budget takes
 
 
-def lacking(task: Task, data: Path) -> list[str]:
+def lacking(task: Transfer, data: Path) -> list[str]:
     """What the task needs and the folder does not hold."""
     found = [name for name in task.needs if not (data / name).exists()]
     if task.weights and not any((data / name).is_file() for name in task.weights):
@@ -25,13 +26,13 @@ def lacking(task: Task, data: Path) -> list[str]:
     return found
 
 
-def weights_of(task: Task, data: Path) -> str:
+def weights_of(task: Transfer, data: Path) -> str:
     """The name of the file that the base's weights are from; "" for a random start."""
     found = [name for name in task.weights if (data / name).is_file()]
     return Path(found[0]).stem if found else ""
 
 
-def lay_out(task: Task, data: Path, folder: Path) -> None:
+def lay_out(task: Transfer, data: Path, folder: Path) -> None:
     """Write the two files, unless they are there."""
     folder.mkdir(parents=True, exist_ok=True)
     if task.weights and not (folder / BASE).is_file():
@@ -43,8 +44,8 @@ def lay_out(task: Task, data: Path, folder: Path) -> None:
         save_file(read_weights(data / name), folder / BASE)
     if not (folder / IMAGES).is_file():
         dataset = load_data(task.images.format(data=data.resolve()))
-        train, _ = _drawn(dataset.train, task.train_per_class)
-        test, numbers = _drawn(dataset.test, task.test_per_class)
+        train, _ = _drawn(dataset.train, task.train_per_class, task.size)
+        test, numbers = _drawn(dataset.test, task.test_per_class, task.size)
         parts = {"train": train, "test": test}
         arrays = {f"{name}_{key}": array for name, part in parts.items() for key, array in part.items()}
         unfinished = folder / f"unfinished-{IMAGES}"
@@ -58,9 +59,15 @@ def read_test(folder: Path) -> Mapping[str, NDArray[Any]]:
         return {key: held[f"test_{key}"] for key in ("images", "labels", "numbers")}
 
 
-def _drawn(split: Split, per_class: int | None) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+def _drawn(split: Split, per_class: int | None, size: int | None) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
     """So many images of each class, always the same, and their numbers in the split."""
     everything = np.arange(len(split))
     numbers = everything if per_class is None else choose_per_class(split.labels, per_class, seed=_SEED)
-    images = np.stack([split.images[int(number)] for number in numbers])
+    images = np.stack([_resized(split.images[int(number)], size) for number in numbers])
     return {"images": images, "labels": split.labels[numbers]}, numbers
+
+
+def _resized(image: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
+    if size is None:
+        return image
+    return np.asarray(Image.fromarray(image.squeeze()).convert("RGB").resize((size, size)))

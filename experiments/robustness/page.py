@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from account import done_lines, limit_blocks, reproduce_block
-from claims import BEYOND, claim_blocks, equal_in_size
+from claims import BEYOND, claim_blocks
+from common.wording import detectable_cell, difference_cell, listed, over_images_cell, points, table, words
 from figure import draw_all
 from plan import BUDGETS
-from summary import CLEAN, HEAD, MCA_15, MCA_19, NORMS, SCRATCH, WHOLE, Summary
-from wording import detectable_cell, difference_cell, listed, over_images_cell, points, table, words
+from summary import CLEAN, HEAD, MCA_19, NORMS, SCRATCH, WHOLE, Summary
 
 from convpeft.reporting import format_count
 from convpeft.reporting.corruptions import words as named
@@ -82,15 +82,12 @@ def _settings_line(summary: Summary, measures: Sequence[str]) -> str:
     wide, narrow = summary.matched("setting", "rk", "r")
     found = [_compared(summary, wide, narrow, measure) for measure in measures]
     line = f"Which setting wins? At equal rank `rk`, with up to three times the parameters of `r`: {listed(found)}."
-    pair = equal_in_size(summary)
-    if pair is None:
+    equal = summary.content["equal"]
+    if equal is None or equal["differing"]:
         return line
-    differing, answers = summary.differing(*pair)
-    if differing:
-        return f"{line} At equal size, {differing:,} of {answers:,} answers differ."
     return (
-        f"{line} At equal size, neither: rank r of `rk` and rank 3 r of `r` are the same adapter, and not one of "
-        f"{answers:,} answers differs."
+        f"{line} At equal size neither: in 3x3 convolutions rank r of `rk` is rank 3 r of `r`, and after training "
+        f"alike none of their {equal['numbers']:,} trained numbers differs."
     )
 
 
@@ -101,8 +98,8 @@ def _task(summary: Summary, docs: Path, *, tasks: Sequence[str]) -> Iterator[str
     yield "\n".join(f"- {line}" for line in done_lines(summary))
     yield f"## Accuracy: {summary.content['title']}"
     yield (
-        "Mean over the seeds in percent, in brackets its 95 % t-interval. *Lost*: clean accuracy less the last mean "
-        "over corruptions, in points. *AugMix*: trained with it."
+        "Mean over the seeds in percent, in brackets its 95 % t-interval. *Lost*: clean accuracy less mCA-19, in points. "
+        "Rain has few answers, so its figures are the least sure."
     )
     yield table(
         ("arm", "trained", *summary.measures, "lost", "learning rate"), [_arm_row(summary, arm) for arm in summary.arms]
@@ -124,6 +121,15 @@ def _task(summary: Summary, docs: Path, *, tasks: Sequence[str]) -> Iterator[str
             "Marks are means over the seeds, lines through them reach from the lowest seed to the highest. The two "
             "settings are one curve: `rk` is `r` at another rank."
         )
+    yield "### What the trials came to"
+    rates = [trial["lr"] for trial in summary.tried(WHOLE, CLEAN)]
+    yield (
+        "Validation accuracy in percent of one run at each learning rate; the best rate was taken. The ratio alpha/r "
+        "multiplies how fast an adapter moves, but the new head beside it moves at the rate alone: an arm of a large "
+        "ratio has to choose between a slow head and a fast adapter. Much of what a ratio does in a short training may "
+        "be that."
+    )
+    yield table(("arm", *(f"{rate:.2g}" for rate in rates)), [_trial_row(summary, arm) for arm in summary.arms])
 
 
 def _arm_row(summary: Summary, arm: str) -> tuple[str, ...]:
@@ -139,8 +145,12 @@ def _arm_row(summary: Summary, arm: str) -> tuple[str, ...]:
     return (f"`{arm}`", format_count(run["trainable"]), *cells, lost, f"{run['lr']:.2g}")
 
 
+def _trial_row(summary: Summary, arm: str) -> tuple[str, ...]:
+    return (f"`{arm}`", *(f"{100 * trial['val_accuracy']:.1f}" for trial in summary.tried(arm, CLEAN)))
+
+
 def _against(summary: Summary) -> Iterator[str]:
-    measures = [measure for measure in summary.measures if measure != MCA_15]
+    measures = [measure for measure in (CLEAN, MCA_19) if measure in summary.measures]
     yield f"### Against `{WHOLE}`"
     yield (
         "In points, paired by seed, with the 95 % interval over the draws of images and the one over the test images; "
@@ -159,8 +169,7 @@ def _against(summary: Summary) -> Iterator[str]:
 
 def _best_and_worst(summary: Summary) -> str:
     """Where the named arm gains most on full fine-tuning and where it loses most."""
-    ours, whole = summary.by_corruption(summary.named), summary.by_corruption(WHOLE)
-    gaps = {name: ours[name] - whole[name] for name in summary.names}
+    gaps = {name: summary.level(summary.named, name).mean - summary.level(WHOLE, name).mean for name in summary.names}
     told = [f"{named(name)} ({points(gaps[name])})" for name in sorted(gaps, key=lambda name: gaps[name])]
     return (
         f"Against `{WHOLE}`, `{summary.named}` is at its best under {listed(told[:-4:-1])} and at its worst under "

@@ -9,31 +9,41 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
+sys.path.insert(0, str(HERE.parent))  # for what the experiments share
 
 
 def run(name: str, *, data: Path, work: Path, results: Path, workers: int) -> None:
     """Do the tasks of a budget, seed by seed, and keep what each seed has come to."""
-    from collect import Store
+    from collect import facts_of, run_facts
+    from common.collecting import Store
     from doing import do
+    from equal import compare_settings
     from images import lacking
     from plan import BUDGETS
 
     from convpeft.comparing import read_grid
 
-    store = Store(results, name)
+    store = Store(results, name, setting=lambda _: "clean")
     for task in BUDGETS[name]:
         if missing := lacking(task, data):
             print(f"{task.title}: left out, there is no {' and no '.join(missing)} in {data}", flush=True)
             continue
         grid = read_grid(HERE / task.grid, assign=task.assign)
+        equal: Any = None
         for last in sorted({cell.seed for cell in grid.cells}):
             part = replace(grid, cells=tuple(cell for cell in grid.cells if cell.seed <= last))
-            store.take(task, grid, do(task, part, data=data, work=work / name / task.name, workers=workers))
+            outcome = do(task, part, data=data, work=work / name / task.name, workers=workers)
+            equal = equal or compare_settings(grid, outcome.folder, outcome.out)
+            facts, of_run = facts_of(task, outcome, equal), partial(run_facts, measured=outcome.measured)
+            store.take(task, grid, outcome.out, outcome.folder, facts=facts, of_run=of_run)
 
 
 def make_cell(name: str, arm: str, *, seed: int, data: Path, work: Path, workers: int) -> None:
@@ -52,7 +62,7 @@ def make_cell(name: str, arm: str, *, seed: int, data: Path, work: Path, workers
             raise SystemExit(f"{arm!r} is no arm. There are: {'; '.join(grid.arms)}.")
         if not lacking(task, data):
             outcome = do(task, part, data=data, work=work / name / task.name, workers=workers)
-            print(f"{task.title}: {told(task, part, outcome)}")
+            print(f"{task.title}: {told(outcome.rows[part.cells[0].key], outcome.measured)}")
 
 
 def main() -> None:
