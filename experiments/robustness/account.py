@@ -127,8 +127,16 @@ def _limits_of(summary: Summary) -> Iterator[str]:
             f"{largest['trainable'] / run['trainable']:.0%} of `{WHOLE}`; in layers that take no such rank it is "
             "clamped to the largest that they take."
         )
-    steps = run["epochs"] * -(-run["images"]["train"] // summary.content["train"]["batch_size"])
-    yield f"Training is {steps} steps long, to suit one core; a longer one may change the order of the arms."
+    yield (
+        f"Training is {steps_of(summary)} steps long, to suit one core; the paper's is some 117,000. A longer one may "
+        "change the order of the arms."
+    )
+
+
+def steps_of(summary: Summary) -> int:
+    """Of a run."""
+    run = summary.first(WHOLE)
+    return run["epochs"] * -(-run["images"]["train"] // summary.content["train"]["batch_size"])
 
 
 def reproduce_block(budget: str, summaries: Sequence[Summary]) -> str:

@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from account import done_lines, limit_blocks, reproduce_block
+from account import done_lines, limit_blocks, reproduce_block, steps_of
 from claims import BEYOND, claim_blocks
 from common.wording import detectable_cell, difference_cell, listed, over_images_cell, points, table, words
 from figure import draw_all
 from plan import BUDGETS
 from summary import CLEAN, HEAD, MCA_19, NORMS, SCRATCH, WHOLE, Summary
 
-from convpeft.reporting import format_count
+from convpeft.reporting import format_count, format_percent
 from convpeft.reporting.corruptions import words as named
 
 NAME = "robustness"
@@ -60,16 +60,34 @@ def _short(summary: Summary) -> Iterator[str]:
             found = [_compared(summary, two, beyond, measure) for measure in measures]
             line += f" Against {BEYOND:g}, in one pair: {listed(found)}."
         yield line
-    others = [arm for arm in (SCRATCH, HEAD, NORMS, WHOLE, f"{WHOLE}, augmix") if arm in summary.arms]
-    signs = {arm: summary.contrast([summary.named], [arm], measures[-1]).sign for arm in others}
-    sides = {1: "more robust than", 0: "within noise of", -1: "less robust than"}
+    yield (
+        f"Does LoRA-C gain robustness over tuned baselines? By {measures[-1]} `{summary.named}`, named beforehand, is "
+        f"{_beside_others(summary, summary.named, measures[-1])}. The one of {words(len(summary.lora_c()))} arms that "
+        f"validation puts first, `{summary.chosen}`, is {_beside_others(summary, summary.chosen, measures[-1])}."
+    )
+    yield _settings_line(summary, measures)
+    best = {measure: max(summary.arms, key=lambda arm: summary.level(arm, measure).mean) for measure in measures}
     told = [
+        f"`{arm}` by {measure} ({format_percent(summary.level(arm, measure).mean)})" for measure, arm in best.items()
+    ]
+    run = summary.first(WHOLE)
+    yield (
+        f"All this holds for a short training, {steps_of(summary)} steps on {run['images']['train']:,} images, in "
+        f"which the highest of {len(summary.arms)} arms is {listed(told)}. Arms that change the whole network may need "
+        "more of it than a new head does."
+    )
+
+
+def _beside_others(summary: Summary, ours: str, measure: str) -> str:
+    """Which baselines an arm is ahead of, level with, and behind."""
+    others = [arm for arm in (SCRATCH, HEAD, NORMS, WHOLE, f"{WHOLE}, augmix") if arm in summary.arms]
+    signs = {arm: summary.contrast([ours], [arm], measure).sign for arm in others}
+    sides = {1: "more robust than", 0: "within noise of", -1: "less robust than"}
+    return listed(
         f"{side} {listed(f'`{arm}`' for arm in others if signs[arm] == sign)}"
         for sign, side in sides.items()
         if sign in signs.values()
-    ]
-    yield f"Does LoRA-C gain robustness over tuned baselines? By {measures[-1]} it is {listed(told)}."
-    yield _settings_line(summary, measures)
+    )
 
 
 def _compared(summary: Summary, arms: Sequence[str], others: Sequence[str], measure: str) -> str:
@@ -98,8 +116,8 @@ def _task(summary: Summary, docs: Path, *, tasks: Sequence[str]) -> Iterator[str
     yield "\n".join(f"- {line}" for line in done_lines(summary))
     yield f"## Accuracy: {summary.content['title']}"
     yield (
-        "Mean over the seeds in percent, in brackets its 95 % t-interval. *Lost*: clean accuracy less mCA-19, in points. "
-        "Rain has few answers, so its figures are the least sure."
+        "Mean over the seeds in percent, in brackets its 95 % t-interval. *Lost*: clean accuracy less mCA-19, in "
+        "points. Rain has few answers, so its figures are the least sure."
     )
     yield table(
         ("arm", "trained", *summary.measures, "lost", "learning rate"), [_arm_row(summary, arm) for arm in summary.arms]

@@ -74,6 +74,12 @@ class Summary(Comparison):
         """The arm of LoRA-C that stands for it, chosen before anything was trained; the first where it is not there."""
         return (self.lora_c(setting="rk", rank=4, ratio=2.0) or self.lora_c(ratio=2.0))[0]
 
+    @property
+    def chosen(self) -> str:
+        """The arm of LoRA-C that the trials on validation put first."""
+        best = {arm: max((t["val_accuracy"], -t["val_loss"]) for t in self.tried(arm, CLEAN)) for arm in self.lora_c()}
+        return max(best, key=lambda arm: best[arm])
+
     def level(self, arm: str, measure: str) -> Level:
         """The accuracy of an arm by a measure or under a corruption."""
         return Level(tuple(self._right([arm], measure).mean(axis=1).tolist()))

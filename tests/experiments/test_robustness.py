@@ -27,6 +27,7 @@ SEEDS, CLASSES, PER_CLASS, PARTS = (0, 1, 2), 10, 20, 10
 LABELS = [number % CLASSES for number in range(CLASSES * PER_CLASS)]
 RATES = (0.001, 0.01, 0.1)
 NAMED = "lora-c, setting rk, rank 4, alpha_per_rank 2"
+CHOSEN = "lora-c, setting r, rank 1, alpha_per_rank 0.5"  # by its trials, but bad
 LORA = {
     f"lora-c, setting {setting}, rank {rank}, alpha_per_rank {ratio:g}": (setting, rank, ratio)
     for setting, rank, ratio in itertools.product(("rk", "r"), (1, 4), (0.5, 2.0))
@@ -102,7 +103,14 @@ def task(chances: dict[str, tuple[float, float]] = CHANCES, arms: tuple[str, ...
             }
         )
     tried = [
-        {"arm": arm, "setting": "clean", "lr": rate, "val_accuracy": 0.5, "val_loss": 1.0, "seconds": 60.0}
+        {
+            "arm": arm,
+            "setting": "clean",
+            "lr": rate,
+            "val_accuracy": 0.7 if arm == CHOSEN else 0.5,
+            "val_loss": 1.0,
+            "seconds": 60.0,
+        }
         for arm, rate in itertools.product(arms, RATES)
     ]
     return {
@@ -169,6 +177,8 @@ def test_page_marks_claims_by_what_the_figures_say(tmp_path: Path):
     assert beaten[-1] == "not held: the other way round"
     assert page.count("not testable here") == 5
     assert "more robust than `scratch`, within noise of `probe`, `norm-tuning` and `full` and less robust than" in page
+    chosen = "LoRA-C as validation chooses it is more robust than"
+    assert row_of(page, f"{chosen} full fine-tuning", "mCA-19")[-1] == "not held: the other way round"
 
 
 def test_difference_has_scipys_interval_over_seeds_and_over_images_as_clusters(tmp_path: Path):
