@@ -26,9 +26,9 @@ def claim_blocks(summary: Summary, *, tasks: Sequence[str]) -> Iterator[str]:
         "Differences are in points, with the 95 % interval over the draws of training images and, beside it, over the "
         "test images, each with all its corrupted forms. A claim is held where both are above zero; *found* is the "
         "difference that would have been found over the draws 8 times in 10. LoRA-C is "
-        f"`{summary.named}` where it is compared with others, named before anything was trained. *As validation chooses "
-        f"it* is the best by its trials of {len(summary.lora_c())} arms, `{summary.chosen}`: many more trials than a "
-        "baseline has."
+        f"`{summary.named}` where it is compared with others, named before anything was trained. *As validation "
+        f"chooses it* is `{summary.chosen}`, by its trials the best of {len(summary.lora_c())} arms, after many more "
+        "trials than a baseline has."
     )
     rows = [
         (claim, measure, difference_cell(found), over_images_cell(found), detectable_cell(found), verdict(found))
