@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from common.contrasts import Contrast
 from common.wording import NOTHING, detectable_cell, difference_cell, over_images_cell, table, verdict
 from summary import CLEAN, HEAD, MCA_19, NORMS, SCRATCH, WHOLE, Summary
 
@@ -16,7 +15,7 @@ _PUBLISHED = {  # by the task of the full budget that tests it
     "cifar100-resnet34": "On CIFAR-100, 4.11 points more than the standard network (ResNet-34), 5.29 (ResNet-50)",
     "icons50": "On Icons-50, 96.90 % and 8.48 points more than the standard network (ResNet-34)",
 }
-Claim = tuple[str, str, Contrast]
+Claim = tuple[str, str, list[str], list[str]]  # claim, measure, the arms that should be ahead, the others
 
 
 def claim_blocks(summary: Summary, *, tasks: Sequence[str]) -> Iterator[str]:
@@ -28,16 +27,21 @@ def claim_blocks(summary: Summary, *, tasks: Sequence[str]) -> Iterator[str]:
         "difference that would have been found over the draws 8 times in 10. LoRA-C is "
         f"`{summary.named}` where it is compared with others, named before anything was trained. *As validation "
         f"chooses it* is `{summary.chosen}`, by its trials the best of {len(summary.lora_c())} arms, after many more "
-        "trials than a baseline has."
+        "trials than a baseline has. †: the learning rate of an arm compared is the lowest or the highest that was "
+        "tried, so that a wider range may change the outcome."
     )
-    rows = [
-        (claim, measure, difference_cell(found), over_images_cell(found), detectable_cell(found), verdict(found))
-        for claim, measure, found in claims(summary)
-    ]
+    rows = [_row(summary, *claim) for claim in claims(summary)]
     rows += [row for row in (_equal_row(summary),) if row]
     untested = [claim for task, claim in _PUBLISHED.items() if task not in tasks]
     rows += [(claim, *[NOTHING] * 4, "not testable here: this network and data are not at hand") for claim in untested]
     yield table(("claim", "measure", "difference", "over test images", "found", "verdict"), rows)
+
+
+def _row(summary: Summary, claim: str, measure: str, arms: list[str], others: list[str]) -> tuple[str, ...]:
+    found = summary.contrast(arms, others, measure)
+    at_edge = {arm for arm, _, _ in summary.at_edge()}
+    told = verdict(found) + (" †" if at_edge & {*arms, *others} else "")
+    return claim, measure, difference_cell(found), over_images_cell(found), detectable_cell(found), told
 
 
 def claims(summary: Summary) -> Iterator[Claim]:
@@ -57,17 +61,17 @@ def _of_ratios(summary: Summary, measure: str) -> Iterator[Claim]:
     two, half = summary.matched("ratio", 2.0, 0.5)
     if two:
         claim = f"alpha/r = 2 is better than 0.5 (mean of {len(two)} pairs)"
-        yield claim, measure, summary.contrast(two, half, measure)
+        yield claim, measure, two, half
     two, beyond = summary.matched("ratio", 2.0, BEYOND)
     if two:
-        yield f"alpha/r = 2 is better than {BEYOND:g}", measure, summary.contrast(two, beyond, measure)
+        yield f"alpha/r = 2 is better than {BEYOND:g}", measure, two, beyond
 
 
 def _of_settings(summary: Summary, measure: str) -> Iterator[Claim]:
     wide, narrow = summary.matched("setting", "rk", "r")
     if wide:
         claim = f"At equal rank, setting `rk` is better than `r` (mean of {len(wide)} pairs; more parameters)"
-        yield claim, measure, summary.contrast(wide, narrow, measure)
+        yield claim, measure, wide, narrow
 
 
 def _of_baselines(summary: Summary, measure: str) -> Iterator[Claim]:
@@ -81,7 +85,7 @@ def _of_baselines(summary: Summary, measure: str) -> Iterator[Claim]:
     for who, ours in (("LoRA-C", summary.named), ("LoRA-C as validation chooses it", summary.chosen)):
         for arm, title in against.items():
             if arm in summary.arms:
-                yield f"{who} is {word} than {title}", measure, summary.contrast([ours], [arm], measure)
+                yield f"{who} is {word} than {title}", measure, [ours], [arm]
 
 
 def _of_augmix(summary: Summary, measure: str) -> Iterator[Claim]:
@@ -89,12 +93,12 @@ def _of_augmix(summary: Summary, measure: str) -> Iterator[Claim]:
     whole, own = f"{WHOLE}, augmix", "lora-c, augmix"
     if whole in summary.arms:
         claim = f"LoRA-C is {word} than full fine-tuning with AugMix"
-        yield claim, measure, summary.contrast([summary.named], [whole], measure)
+        yield claim, measure, [summary.named], [whole]
     if {whole, own} <= set(summary.arms):
         claim = f"With AugMix for both, LoRA-C is {word} than full fine-tuning"
-        yield claim, measure, summary.contrast([own], [whole], measure)
+        yield claim, measure, [own], [whole]
         claim = f"LoRA-C is {word} with AugMix than without"
-        yield claim, measure, summary.contrast([own], [summary.named], measure)
+        yield claim, measure, [own], [summary.named]
 
 
 def _equal_row(summary: Summary) -> tuple[str, ...] | None:

@@ -67,15 +67,19 @@ def _short(summary: Summary) -> Iterator[str]:
     )
     yield _settings_line(summary, measures)
     best = {measure: max(summary.arms, key=lambda arm: summary.level(arm, measure).mean) for measure in measures}
-    told = [
-        f"`{arm}` by {measure} ({format_percent(summary.level(arm, measure).mean)})" for measure, arm in best.items()
-    ]
+    levels = {measure: format_percent(summary.level(arm, measure).mean) for measure, arm in best.items()}
+    told = [f"`{arm}` by {_measure(measure)} ({levels[measure]})" for measure, arm in best.items()]
     run = summary.first(WHOLE)
     yield (
         f"All this holds for a short training, {steps_of(summary)} steps on {run['images']['train']:,} images, in "
         f"which the highest of {len(summary.arms)} arms is {listed(told)}. Arms that change the whole network may need "
-        "more of it than a new head does."
+        f"more of it than a new head does; and {len(summary.at_edge())} of the learning rates chosen are the lowest or "
+        "the highest that was tried. No verdict here is one on LoRA-C trained to its end."
     )
+
+
+def _measure(measure: str) -> str:
+    return "clean accuracy" if measure == CLEAN else measure
 
 
 def _beside_others(summary: Summary, ours: str, measure: str) -> str:
@@ -128,7 +132,8 @@ def _task(summary: Summary, docs: Path, *, tasks: Sequence[str]) -> Iterator[str
         yield "### Corruption by corruption"
         yield f"![Accuracy by corruption]({NAME}/{summary.name}-corruptions.png)"
         yield (
-            "Accuracy in percent over the severities and seeds; blue is above `full`, red below. Lines part the 15 "
+            "Accuracy in percent over the severities and seeds; blue is above `full`, red below, in full "
+            "colour from 15 points on. Lines part the 15 "
             "common corruptions, the 4 extra ones, and rain. `lora-c` is the named arm."
         )
         yield _best_and_worst(summary)
@@ -137,7 +142,7 @@ def _task(summary: Summary, docs: Path, *, tasks: Sequence[str]) -> Iterator[str
         yield f"![Accuracy against the number of trained parameters]({NAME}/{summary.name}-sizes.png)"
         yield (
             "Marks are means over the seeds, lines through them reach from the lowest seed to the highest. The two "
-            "settings are one curve: `rk` is `r` at another rank."
+            "settings are one curve: `rk` is `r` at another rank. A line jumps where the chosen learning rate does."
         )
     yield "### What the trials came to"
     rates = [trial["lr"] for trial in summary.tried(WHOLE, CLEAN)]
