@@ -61,6 +61,12 @@ PAGES = (
         ("results/retention.md", "results/retention"),
     ),
     Page(
+        "robustness",
+        "experiments/robustness/results.json",
+        ("experiments/robustness/run.py", "page", "--docs", "{docs}/results"),
+        ("results/robustness.md", "results/robustness"),
+    ),
+    Page(
         "small_data",
         "experiments/small_data/results.json",
         ("experiments/small_data/run.py", "page", "--docs", "{docs}/results"),

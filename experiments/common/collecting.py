@@ -49,16 +49,40 @@ class Store:
             raise SystemExit(f"{path}: holds the {held['budget']} budget. Give another --results for {budget}.")
         self._path, self._content, self._setting = path, held, setting
 
-    def take(self, task: Task, grid: Grid, out: Path, data: Path) -> None:
-        """Put the figures of a comparison in the place of those that were there."""
+    def take(
+        self,
+        task: Task,
+        grid: Grid,
+        out: Path,
+        data: Path,
+        *,
+        facts: Mapping[str, Any] | None = None,
+        of_run: Callable[[Row], Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Put the figures of a comparison in the place of those that were there.
+
+        Args:
+            task: What was compared.
+            grid: Its runs.
+            out: Where these lie.
+            data: Folder of the files that the grid names.
+            facts: What else is known of the comparison.
+            of_run: What else is known of a run, from its row.
+        """
         wanted = keys_of(grid)
         rows = [row for key, row in read_results(out / RESULTS).items() if key in wanted and row["status"] == "done"]
-        self._content["tasks"][task.name] = _figures(task, grid, rows, data, self._setting)
+        figures = _figures(task, grid, rows, data, self._setting, of_run)
+        self._content["tasks"][task.name] = {**(facts or {}), **figures}
         write_whole(self._path, _text(self._content).encode())
 
 
 def _figures(
-    task: Task, grid: Grid, rows: Sequence[Row], data: Path, setting: Callable[[Row], int | str]
+    task: Task,
+    grid: Grid,
+    rows: Sequence[Row],
+    data: Path,
+    setting: Callable[[Row], int | str],
+    of_run: Callable[[Row], Mapping[str, Any]] | None,
 ) -> dict[str, Any]:
     runs = [row for row in rows if row["kind"] == "run"]
     places = {cell.key: number for number, cell in enumerate(grid.cells)}
@@ -82,7 +106,7 @@ def _figures(
         "test_digest": first["data_digests"]["test"],
         "test_groups": _groups(first, data),
         "versions": first["versions"],
-        "runs": [_run(row, setting(row["recipe"])) for row in runs],
+        "runs": [_run(row, setting(row["recipe"])) | dict(of_run(row) if of_run else {}) for row in runs],
         "tried": sorted((_trial(row, setting(row["recipe"])) for row in rows if row["kind"] == "trial"), key=_place),
     }
 
