@@ -278,14 +278,24 @@ def _loader(content: dict[str, Any]) -> Iterator[str]:
     yield "The loader's share: time to serve a batch from the cache through the time to train on it."
 
 
+def _untimed(content: dict[str, Any]) -> str:
+    """How many steps were off the clock; rows that do not say it are of a time when it was one."""
+    of: dict[int, set[str]] = {}
+    for row in content["methods"]:
+        of.setdefault(row.get("untimed", 1), set()).add(NETS[row["net"]].title)
+    told = [f"{count} off the clock ({', '.join(sorted(nets))})" for count, nets in sorted(of.items())]
+    return " or ".join(told)
+
+
 def _how(content: dict[str, Any]) -> Iterator[str]:
     machine, versions = content["machine"], content["versions"]
     gpu = machine.get("gpu")
     yield "## How it was measured"
     lines = [
         "Every mode is a process of its own, forked from one that has imported PyTorch and computed nothing. In each "
-        f"of {content['rounds']} rounds every process trains one step while all others wait; the order turns from "
-        "round to round. A ratio is that of two steps of the same round. The modes of one network take turns in up to "
+        f"of {content['rounds']} rounds every process trains {_untimed(content)} and one on it, while all others wait: "
+        "the first ones fetch from the system what the others' turns took away. The order turns from round "
+        "to round. A ratio is that of two steps of the same round. The modes of one network take turns in up to "
         "three groups, each with both baselines.",
         "Other libraries and head only were tried in both layouts and measured in the faster one; for Keras that is "
         "its data format. convpeft was left to choose.",

@@ -11,7 +11,7 @@ SEED, LEARNING_RATE, WEIGHT_DECAY = 0, 1e-3, 0.01
 ROUNDS, GROWTH_ROUNDS, INFERENCE_ROUNDS = 12, 6, 20
 INFERENCE_BATCH = 8
 GPU_BATCH, GPU_SIZE, GPU_STEPS = 64, 224, 5  # a GPU is idle with less; steps on the clock at once
-MEMORY_STEPS = 3
+MEMORY_STEPS, UNTIMED_STEPS = 3, 3  # untimed: they fetch from the system what the others' turns took away
 LAYOUTS = ("contiguous", "channels_last")
 
 

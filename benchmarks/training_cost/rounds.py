@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from crew import LostError, Member
-from plan import BASELINES, MODES, Cell
+from plan import BASELINES, MODES, UNTIMED_STEPS, Cell
 
 TRIAL_STEPS = 2  # of each layout, to find the faster one
 
@@ -45,7 +45,7 @@ def measure(cells: Sequence[Cell], *, rounds: int, threads: int) -> list[Row]:
 
 def _about(cell: Cell) -> Row:
     fields = ("net", "mode", "batch", "size", "rank", "first", "layout")
-    return {name: getattr(cell, name) for name in fields}
+    return {name: getattr(cell, name) for name in fields} | {"untimed": UNTIMED_STEPS}
 
 
 def _start(

@@ -14,11 +14,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from measures import alternate, operations, peak_growth, saved_bytes, seconds, without_gradients
-from plan import GPU_STEPS, INFERENCE_ROUNDS, MEMORY_STEPS, MODES, Cell
+from plan import GPU_STEPS, INFERENCE_ROUNDS, MEMORY_STEPS, MODES, UNTIMED_STEPS, Cell
 from trainee import NotOfferedError, images_for_inference
 
 _LONGEST = 240  # characters of an error
-_UNTIMED = 3  # steps that fetch from the system what the others' turns took away
 
 
 class Worker:
@@ -35,7 +34,7 @@ class Worker:
 
     def step(self) -> float:
         """The seconds of one step, after some off the clock."""
-        for _ in range(_UNTIMED):
+        for _ in range(UNTIMED_STEPS):
             self._trainee.step()
         return seconds(self._trainee.step, self._steps)
 
