@@ -57,7 +57,8 @@ def claim_blocks(comparisons: Sequence[Comparison]) -> Iterator[str]:
     )
     yield table(("claim", "transfer", "images", "published", "ratio", "found", "verdict"), _ratio_rows(comparisons))
     yield "### Not testable here"
-    yield table(("claim", "published", "not testable here, because"), UNTESTED)
+    rows = [(claim, told, f"not testable here: {why}") for claim, told, why in UNTESTED]
+    yield table(("claim", "published", "verdict"), rows)
 
 
 def _accuracy_rows(found: Comparison) -> Iterator[Row]:

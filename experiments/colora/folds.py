@@ -29,7 +29,8 @@ class Folds(Comparison):
         found: list[tuple[str, Setting, float]] = []
         for cell in self.cells():
             rates = [each["lr"] for each in self.tried(cell.arm, cell.setting)]
-            found += [(cell.arm, cell.setting, r["lr"]) for r in cell.runs if rates and r["lr"] in (rates[0], rates[-1])]
+            chosen = [run["lr"] for run in cell.runs]
+            found += [(cell.arm, cell.setting, rate) for rate in chosen if rates and rate in (rates[0], rates[-1])]
         return found
 
     def _right(self, arms: Sequence[str], setting: Setting) -> NDArray[np.float64]:

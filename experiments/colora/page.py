@@ -23,6 +23,11 @@ from published import DIFFERENCES
 from convpeft.reporting import format_count
 
 NAME = "colora"
+CELL = r"""
+convpeft compare oct.toml --out OTHER --set base.data.fold=2 --set 'grid.seeds=[2]' --set baseline=colora \
+    --set 'arm=[{name="colora", method={name="colora"}}]' \
+    --set 'grid.setting=[{data={per_class=10, val_per_class=10}, train={epochs=8}}]'
+""".strip()
 
 
 def write_page(results: Path, counts: Path, docs: Path) -> None:
@@ -173,8 +178,8 @@ def _limits(comparisons: Sequence[Comparison]) -> Iterator[str]:
     compared = sum(len(found.settings) * (len(found.arms) - 1) for found in comparisons)
     folded = [found for found in comparisons if isinstance(found, Folds)]
     lines = [
-        f"{compared} differences to `{LORA}` can be looked at, at the 5 % level each: about {0.05 * compared:.0f} would "
-        "be beyond noise by chance alone. No correction is made.",
+        f"{compared} differences to `{LORA}` can be looked at, at the 5 % level each: about {0.05 * compared:.0f} of "
+        "them would be beyond noise by chance alone. No correction is made.",
         *_edges(comparisons),
         "CoLoRA trains a bias in each of its layers and LoRA none; `bitfit` shows what biases alone give. Ranks and "
         "other options were not tuned.",
@@ -197,8 +202,10 @@ def _edges(comparisons: Sequence[Comparison]) -> Iterator[str]:
         edges = found.at_edge()
         tunings = len(found.cells()) * (len(found.seeds) if isinstance(found, Folds) else 1)
         named = [f"`{arm}`, {each} ({rate:.2g})" for arm, each, rate in dict.fromkeys(edges)]
-        told = f"{found.content['title']}: {len(edges)} of {tunings} chosen learning rates are the lowest or the highest "
-        yield told + "that was tried" + (f": {listed(named)}. A wider range might do better there." if edges else ".")
+        told = (
+            f"{found.content['title']}: {len(edges)} of {tunings} chosen learning rates are at an end of what was tried"
+        )
+        yield told + (f": {listed(named)}. A wider range might do better there." if edges else ".")
 
 
 def _reproduce(budget: str, comparisons: Sequence[Comparison]) -> str:
@@ -214,8 +221,6 @@ def _reproduce(budget: str, comparisons: Sequence[Comparison]) -> str:
         provenance_block(NAME, budget, comparisons, detectable=told)
         + " Where there are folds, the command of the first is shown; for another, set `base.data.fold` and "
         "`grid.seeds` to its number. To make one cell again, name its arm and its amount of images too:\n\n"
-        "```bash\nconvpeft compare oct.toml --out OTHER --set base.data.fold=2 --set 'grid.seeds=[2]' "
-        "--set baseline=colora \\\n    --set 'arm=[{name=\"colora\", method={name=\"colora\"}}]' \\\n"
-        "    --set 'grid.setting=[{data={per_class=10, val_per_class=10}, train={epochs=10}}]'\n```\n\n"
+        f"```bash\n{CELL}\n```\n\n"
         "It is tuned again first, as it was. The digests of the images that each draw took are in the results file."
     )

@@ -74,7 +74,7 @@ def main() -> None:
             work=told.work,
             results=told.results,
             workers=told.workers,
-            assign=getattr(told, "set"),
+            assign=told.set,
         )
 
 
