@@ -41,7 +41,8 @@ def claim_blocks(comparisons: Sequence[Comparison]) -> Iterator[str]:
         "Differences are in points: of accuracy, or of AUC in hundredths, with the 95 % interval over the draws and, "
         "beside it, over the test images with patients whole. A claim about accuracy is *held* where both are above "
         "zero. *Found* is the difference that would have been found over the draws 8 times in 10. Claims were put to "
-        "the arm `colora` before anything was trained. Published figures are those of VGG16 on OCTMNIST."
+        "the arm `colora` before anything was trained. Published figures are those of VGG16 on OCTMNIST, from the means "
+        "of its table of placements (head, full) and from its comparison on a balanced part (the others)."
     )
     rows = [row for found in comparisons for row in _accuracy_rows(found)]
     rows += [row for found in comparisons for row in _auc_rows(found)]
@@ -129,4 +130,4 @@ def short_verdict(found: Comparison, other: str, setting: Setting) -> str:
     """One clause on CoLoRA against another arm."""
     gap = found.contrast([COLORA], [other], setting)
     word = {1: "more accurate than", 0: "within noise of", -1: "less accurate than"}[gap.sign]
-    return f"{word} `{other}` ({difference_cell(gap).removesuffix(' ○')})"
+    return f"{word} `{other}` ({difference_cell(gap).removesuffix(' ○')} points)"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from against_lora import in_short, lora_blocks
-from arms import COLORA, HEAD, LORA, MERGED, WHOLE
+from arms import COLORA, DEPTHWISE, HEAD, LORA, MERGED, WHOLE
 from claims import claim_blocks, short_verdict
 from common.blocks import provenance_block
 from common.comparison import Cell, Comparison, Setting
@@ -67,7 +67,7 @@ def _head(comparisons: Sequence[Comparison]) -> Iterator[str]:
         for setting in found.settings:
             against = [arm for arm in (HEAD, WHOLE) if arm in found.arms]
             told = listed(short_verdict(found, arm, setting) for arm in against)
-            lines.append(f"{found.content['title']}, {setting}: CoLoRA is {told} points.")
+            lines.append(f"{found.content['title']}, {setting}: CoLoRA is {told}.")
     lines.append(
         "VGG16: the published parameter counts are convpeft's, but for one row that carries the wrong label; the "
         "paper's *Conv-LoRA* is a 1 x 1 convolution of low rank. See the counts."
@@ -114,13 +114,14 @@ def _data_line(found: Comparison) -> str:
     told = f"{content['title']}: `{content['source']}` from `{content['model']['source']}`{pixels}, "
     if not isinstance(found, Folds):
         return f"{told}{format_count(found.test_images)} test images, {words(len(found.seeds))} seeds."
-    patients = ""
+    patients, orders = "", ""
+    if DEPTHWISE not in found.arms:
+        orders = " Its spatial layers but the first are depthwise, where both orders of CoLoRA are the same map."
     if content["test_groups"] is not None:
         patients = f" of {format_count(len(set(content['test_groups'])))} patients, of whom none is in two splits"
     return (
         f"{told}tested on {words(len(found.seeds))} folds in turn, with the next fold for validation and the others "
-        f"for training: {format_count(found.test_images)} test images{patients}. On depthwise layers both orders of "
-        "CoLoRA are the same map."
+        f"for training: {format_count(found.test_images)} test images{patients}.{orders}"
     )
 
 

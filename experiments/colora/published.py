@@ -42,8 +42,8 @@ UNTESTED = (
 
 # What the paper did and this experiment does not, a line each.
 DIFFERENCES = (
-    "The paper trains VGG16 with a head of 869,124 parameters (a 1 x 1 convolution and two linear layers), 55 % of "
-    "what its largest CoLoRA trains beside it. Here every arm has one new linear layer.",
+    "The paper trains VGG16 with a head of 869,124 parameters (a 1 x 1 convolution and two linear layers), a third of "
+    "all that its CoLoRA trains. Here every arm has one new linear layer.",
     "The paper merges after every epoch and draws new factors; the released code trains without merging, keeps the "
     "best epoch and merges once. `colora` is the latter, `colora, merged each epoch` the former. In the code of the "
     "first version, validation before a merge measures the frozen network, and the optimiser keeps its state.",
