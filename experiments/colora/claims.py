@@ -41,8 +41,8 @@ def claim_blocks(comparisons: Sequence[Comparison]) -> Iterator[str]:
         "Differences are in points: of accuracy, or of AUC in hundredths, with the 95 % interval over the draws and, "
         "beside it, over the test images with patients whole. A claim about accuracy is *held* where both are above "
         "zero. *Found* is the difference that would have been found over the draws 8 times in 10. Claims were put to "
-        "the arm `colora` before anything was trained. Published figures are those of VGG16 on OCTMNIST, from the means "
-        "of its table of placements (head, full) and from its comparison on a balanced part (the others)."
+        "the arm `colora` before anything was trained. Published figures are those of VGG16 on OCTMNIST: accuracy "
+        "against head and full are means of the table of placements, the others come from a balanced part of it."
     )
     rows = [row for found in comparisons for row in _accuracy_rows(found)]
     rows += [row for found in comparisons for row in _auc_rows(found)]
