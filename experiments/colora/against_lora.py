@@ -28,13 +28,16 @@ _HEADERS = (
 def lora_blocks(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """The table and how to read it."""
     yield "## Against a k x k LoRA"
+    everywhere = ""
+    if any(LORA_ALL in found.arms for found in comparisons):
+        everywhere = f" `{LORA_ALL}` is LoRA as it is mostly used, in the pointwise layers too."
     yield (
         f"`{LORA}` is LoRA on the whole kernel, seen as a matrix, in the layers that CoLoRA has and about as large "
-        f"(where the layers allow it; *size* is CoLoRA's trained numbers over the other's, heads included). "
-        f"`{LORA_ALL}` is LoRA as it is mostly used, in the pointwise layers too. Differences are in points of "
-        "accuracy, paired by draw: the 95 % interval over the draws, the one over the test images, and what would have "
-        "been found over the draws 8 times in 10; then AUC in hundredths, and the ratio of the standard deviations "
-        "over the draws, below one where CoLoRA varies less. CoLoRA *wins* or *loses* where both intervals leave zero "
+        "(where the layers allow it; *size* is CoLoRA's trained numbers over the other's, heads included)."
+        f"{everywhere} Differences are in points of accuracy, paired by draw: the 95 % interval over the draws, the "
+        "one over the test images, and what would have been found over the draws 8 times in 10; then AUC in "
+        "hundredths, and the ratio of the standard deviations over the draws, below one where CoLoRA varies less. "
+        "CoLoRA *wins* or *loses* where both intervals leave zero "
         f"out, *ties* where both lie within {100 * TIE:.0f} points, and otherwise it is *open*."
     )
     rows = [
