@@ -280,11 +280,14 @@ def _loader(content: dict[str, Any]) -> Iterator[str]:
 
 def _untimed(content: dict[str, Any]) -> str:
     """How many steps were off the clock; rows that do not say it are of a time when it was one."""
-    of: dict[int, set[str]] = {}
-    for row in content["methods"]:
-        of.setdefault(row.get("untimed", 1), set()).add(NETS[row["net"]].title)
-    told = [f"{count} off the clock ({', '.join(sorted(nets))})" for count, nets in sorted(of.items())]
-    return " or ".join(told)
+    counts = {(row["net"], row.get("untimed", 1)) for row in content["methods"]}
+    most = max(count for _, count in counts)
+    fewer = {net: count for net, count in sorted(counts) if count != most}
+    told = [
+        f"{count} for {NETS[net].title}{' in rows of an earlier pass' if (net, most) in counts else ''}"
+        for net, count in fewer.items()
+    ]
+    return f"{most} steps off the clock" + (f" ({'; '.join(told)})" if told else "")
 
 
 def _how(content: dict[str, Any]) -> Iterator[str]:

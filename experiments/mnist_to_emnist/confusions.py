@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from common.wording import table
 from summary import Row, Summary, crossing_mistakes, groups_in, lookalike_mistakes, lookalike_pairs
-from wording import inside, percent, table
+from wording import inside, percent
 
 from convpeft.evaluation.confusion import find_confused_pairs
 from convpeft.reporting import format_count

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from common.wording import NOTHING, table, words
 from confusions import confusion_blocks, lookalike_share
 from figures import draw_all
 from summary import Row, Summary
-from wording import NOTHING, compare, difference_cell, inside, mean_cell, percent, points, share_of_gap, table, words
+from wording import compare, difference_cell, inside, mean_cell, percent, points, share_of_gap
 
 from convpeft.reporting import format_bytes, format_count, format_share
 

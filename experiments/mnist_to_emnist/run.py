@@ -19,6 +19,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
+sys.path.insert(0, str(HERE.parent))  # for what the experiments share
 KINDS = ("grid", "base", "target", "tune", "run")
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from common.wording import NOTHING, words
 from summary import Estimate, Row
 
 from convpeft.reporting import format_percent
-
-NOTHING = "-"
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 def percent(fraction: float) -> str:
@@ -20,11 +16,6 @@ def percent(fraction: float) -> str:
 def points(fraction: float) -> str:
     """A difference of two accuracies in points, with its sign."""
     return f"{100 * fraction:+.2f}"
-
-
-def words(number: int) -> str:
-    """A small number as a word."""
-    return _NUMBERS[number] if number < len(_NUMBERS) else str(number)
 
 
 def sentence(name: str) -> str:
@@ -67,9 +58,3 @@ def share_of_gap(row: Row, head: Row, full: Row) -> str:
     """How much of what full fine-tuning gains over the head alone a row gains."""
     gap = full.minus(head).mean
     return NOTHING if gap <= 0 else f"{100 * row.minus(head).mean / gap:.0f} %"
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

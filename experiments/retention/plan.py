@@ -37,11 +37,11 @@ ARMS = {
     )
 }
 RATES = {
-    "head": (0.004, 0.016, 0.064),
-    "lora": (0.001, 0.004, 0.016),
-    "full": (0.0005, 0.002, 0.008),
-    "l2-sp": (0.0005, 0.002, 0.008),
-    "lwf": (0.0005, 0.002, 0.008),
+    "head": (0.004, 0.016, 0.064, 0.256),
+    "lora": (0.001, 0.004, 0.016, 0.064),
+    "full": (0.0005, 0.002, 0.008, 0.032),
+    "l2-sp": (0.0005, 0.002, 0.008, 0.032),
+    "lwf": (0.0005, 0.002, 0.008, 0.032),
 }
 
 
@@ -182,7 +182,7 @@ BUDGETS = {
         epochs={"0.05": 8, "0.1": 6, "1.0": 3},
         seeds=(0, 1, 2),
         arms=tuple(ARMS),
-        trials=3,
+        trials=4,
         base_images=12000,
         base_epochs=5,
         sequence=Sequence(),
@@ -196,7 +196,7 @@ BUDGETS = {
         epochs={"0.05": 30, "0.1": 20, "1.0": 10},
         seeds=(0, 1, 2, 3, 4),
         arms=tuple(ARMS),
-        trials=3,
+        trials=4,
         base_images=60000,
         base_epochs=10,
         sequence=Sequence(images=4000, test=4000, epochs=10),
