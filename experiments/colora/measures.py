@@ -42,6 +42,7 @@ def varies_less(cells: Cells, arm: str, other: str) -> Ratio | None:
     """The deviation of one arm's accuracy over that of another, pooled over some cells."""
     both = [(found, setting) for found, setting in cells if arm in found.arms and other in found.arms]
     pairs = [(found.cell(arm, each).accuracies, found.cell(other, each).accuracies) for found, each in both]
+    pairs = [pair for pair in pairs if len(pair[0]) > 1]
     return deviation_ratio(pairs) if pairs else None
 
 

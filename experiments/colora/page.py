@@ -113,7 +113,7 @@ def _data_line(found: Comparison) -> str:
     pixels = f" at {content['model']['image_size']} pixels" if "image_size" in content["model"] else ""
     told = f"{content['title']}: `{content['source']}` from `{content['model']['source']}`{pixels}, "
     if not isinstance(found, Folds):
-        return f"{told}{format_count(found.test_images)} test images, {words(len(found.seeds))} seeds."
+        return f"{told}{format_count(found.test_images)} test images; draws: {words(len(found.seeds))}."
     patients, orders = "", ""
     if DEPTHWISE not in found.arms:
         orders = " Its spatial layers but the first are depthwise, where both orders of CoLoRA are the same map."
@@ -129,10 +129,8 @@ def _unfinished(budget: str, comparisons: Sequence[Comparison]) -> Iterator[str]
     there = {found.name: len(found.seeds) for found in comparisons}
     for name, (title, count) in draws_planned(budget).items():
         if there.get(name, 0) < count:
-            yield (
-                f"{title}: {words(count)} folds or seeds belong to this budget, "
-                f"{words(there[name]) if name in there else 'none'} are there so far. The command below goes on."
-            )
+            done = words(there[name]) if name in there else "none"
+            yield f"{title}: {done} of {words(count)} draws that are planned are there. The command below goes on."
 
 
 def _size_row(found: Comparison, setting: Setting) -> tuple[str, ...]:
@@ -194,6 +192,11 @@ def _limits(comparisons: Sequence[Comparison]) -> Iterator[str]:
             1,
             "Folds share training images, so that draws are not independent and their interval is somewhat too narrow. "
             "The interval over the test images takes the trained networks as they are.",
+        )
+    if any(run["lr"] != cell.runs[0]["lr"] for found in folded for cell in found.cells() for run in cell.runs):
+        lines.append(
+            "Few rates are tried, and few validation images choose among them, for each fold anew: where a row shows "
+            "two rates, part of what differs from fold to fold is that choice."
         )
     yield "\n".join(f"- {line}" for line in lines)
 

@@ -243,7 +243,7 @@ def test_page_turns_with_the_figures(tmp_path: Path):
 
 def test_page_tells_what_is_missing_rates_at_the_edge_and_provenance(tmp_path: Path):
     page = page_of(tmp_path)
-    assert "Drawn digits: two folds or seeds belong to this budget, none are there so far" in page
+    assert "Drawn digits: none of two draws that are planned are there." in page
     assert "Made up: 6 of 42 chosen learning rates are at an end of what was tried: `lora`" in page
     assert "480 test images of 240 patients, of whom none is in two splits" in page
     assert "| Made up | 10 a class | 40 to 42 | 10 | 3 | +5.0 |" in page
