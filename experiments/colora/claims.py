@@ -51,7 +51,8 @@ def claim_blocks(comparisons: Sequence[Comparison]) -> Iterator[str]:
     yield "### Stable, fast and small"
     yield (
         "Ratios, with their 95 % interval; below one is in favour of CoLoRA. The first rows are ratios of standard "
-        "deviations over the draws (Pitman and Morgan's interval for paired draws, pooled in the last line of each). "
+        "deviations over the draws (Pitman and Morgan's interval for paired draws; pooled in the last line of each, "
+        "where every cell counts alike). "
         "*Found* is the ratio above one, or one over it, that would have been found about 8 times in 10: a few draws "
         "tell very different deviations apart, no others. An epoch is training alone, without validation, draw by "
         "draw over that of `full`."

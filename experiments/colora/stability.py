@@ -51,9 +51,11 @@ def deviation_ratio(cells: Sequence[tuple[Sequence[float], Sequence[float]]]) ->
 
     Source:
         Pitman, 1939, and Morgan, 1939: a test for the difference between the two variances of a bivariate normal
-        population; pooled over cells by their sums of squares.
+        population; pooled over cells by sums of squares, each cell scaled so that both arms together count alike.
     """
-    first, second = (np.concatenate([_centred(pair[side]) for pair in cells]) for side in (0, 1))
+    centred = [np.stack([_centred(values) for values in pair]) for pair in cells]
+    # A cell that varies more in both arms is no more of a witness.
+    first, second = np.concatenate([pair / (np.linalg.norm(pair) or 1.0) for pair in centred], axis=1)
     degrees = len(first) - len(cells) - 1
     squares = float(first @ first), float(second @ second)
     if degrees < 1 or not min(squares) > 0:

@@ -165,11 +165,14 @@ def morgan_p(first: np.ndarray, second: np.ndarray, degrees: int) -> float:
 def test_interval_of_a_ratio_of_deviations_ends_where_the_test_does(experiment):
     rng = np.random.default_rng(3)
     cells = []
-    for shift in (0.0, 5.0):
+    for shift, scale in ((0.0, 1.0), (5.0, 30.0)):
         shared = rng.normal(size=6)
-        cells.append((shift + shared + rng.normal(size=6), shared + 0.5 * rng.normal(size=6)))
+        pair = shared + rng.normal(size=6), shared + 0.5 * rng.normal(size=6)
+        cells.append(tuple(shift + scale * side for side in pair))
     ratio = experiment.stability.deviation_ratio([(a.tolist(), b.tolist()) for a, b in cells])
-    first, second = (np.concatenate([pair[side] - pair[side].mean() for pair in cells]) for side in (0, 1))
+    alike = [[side - side.mean() for side in pair] for pair in cells]
+    alike = [[side / math.hypot(*pair[0], *pair[1]) for side in pair] for pair in alike]
+    first, second = (np.concatenate([pair[side] for pair in alike]) for side in (0, 1))
     assert ratio.value == pytest.approx(first.std() / second.std(), rel=1e-12)
     for end in (ratio.low, ratio.high):
         assert morgan_p(first / end, second, len(first) - 3) == pytest.approx(0.05, abs=1e-9)
