@@ -31,6 +31,12 @@ class Page:
 
 PAGES = (
     Page(
+        "colora",
+        "experiments/colora/results.json",
+        ("experiments/colora/run.py", "page", "--docs", "{docs}/results"),
+        ("results/colora.md", "results/colora"),
+    ),
+    Page(
         "kernels",
         "experiments/kernels/results.json",
         ("experiments/kernels/run.py", "page", "--docs", "{docs}/results"),

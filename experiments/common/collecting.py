@@ -128,6 +128,7 @@ def _run(row: Row, setting: int | str) -> dict[str, Any]:
         "right": row["test"]["right"],
         "trainable": row["trainable"],
         "adapter_bytes": row["adapter_bytes"],
+        "epoch_seconds": row["measured"]["epoch_seconds"],
         "seconds": row["measured"]["seconds"],
     }
 
