@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from summary import FROZEN, HEAD, WHOLE, Contrast, Summary
-from wording import NOTHING, detectable_cell, difference_cell, listed, over_images_cell, table, verdict
+from arms import FROZEN, HEAD, WHOLE, adapters_of
+from common.comparison import Comparison
+from common.contrasts import Contrast
+from common.wording import NOTHING, detectable_cell, difference_cell, listed, over_images_cell, table, verdict
 
 
-def claim_blocks(summaries: Sequence[Summary]) -> Iterator[str]:
+def claim_blocks(summaries: Sequence[Comparison]) -> Iterator[str]:
     """The table of claims and how to read it."""
     yield "## Claims"
-    adapters = listed(f"`{arm}`" for arm in dict.fromkeys(arm for each in summaries for arm in each.adapters))
+    adapters = listed(f"`{arm}`" for arm in dict.fromkeys(arm for each in summaries for arm in adapters_of(each)))
     yield (
         f"*The adapters* are the mean of {adapters}, those that a transfer has. Differences are in points, with the "
         "95 % interval over the draws of training images and, beside it, over the test images. A claim is held where "
@@ -29,7 +31,7 @@ def claim_blocks(summaries: Sequence[Summary]) -> Iterator[str]:
     yield table(headers, rows)
 
 
-def _rows(summary: Summary) -> Iterator[tuple[str, ...]]:
+def _rows(summary: Comparison) -> Iterator[tuple[str, ...]]:
     claims = {
         WHOLE: "The adapters are more accurate than full fine-tuning",
         FROZEN: "The adapters are more accurate than full fine-tuning with frozen norms",
@@ -37,17 +39,17 @@ def _rows(summary: Summary) -> Iterator[tuple[str, ...]]:
     }
     for against, claim in claims.items():
         if against in summary.arms:
-            for size in summary.sizes:
-                yield _row(summary, claim, str(size), summary.contrast(summary.adapters, [against], size))
+            for size in summary.settings:
+                yield _row(summary, claim, str(size), summary.contrast(adapters_of(summary), [against], size))
     if FROZEN in summary.arms:
-        for size in summary.sizes:
+        for size in summary.settings:
             claim = "Full fine-tuning is more accurate with frozen norms"
             yield _row(summary, claim, str(size), summary.contrast([FROZEN], [WHOLE], size))
-    sizes = f"{summary.sizes[0]} less {summary.sizes[-1]}"
+    sizes = f"{summary.settings[0]} less {summary.settings[-1]}"
     claim = "The fewer the images, the larger the lead of the adapters over full fine-tuning"
-    yield _row(summary, claim, sizes, summary.change(summary.adapters, [WHOLE]))
+    yield _row(summary, claim, sizes, summary.change(adapters_of(summary), [WHOLE]))
 
 
-def _row(summary: Summary, claim: str, size: str, found: Contrast) -> tuple[str, ...]:
+def _row(summary: Comparison, claim: str, size: str, found: Contrast) -> tuple[str, ...]:
     cells = (difference_cell(found), over_images_cell(found), detectable_cell(found), verdict(found))
     return (claim, summary.content["title"], size, *cells)

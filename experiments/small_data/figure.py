@@ -6,20 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from summary import FROZEN, HEAD, WHOLE, Summary
+from arms import FROZEN, HEAD, WHOLE, adapters_of
+from common.comparison import Comparison
+from common.figures import differences
 
 from convpeft.reporting import save_figure
-from convpeft.reporting.canvas import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, SOFT, new_figure, style_axes
+from convpeft.reporting.canvas import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, new_figure, style_axes
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _OF_ADAPTERS = ((BLUE, "o"), (GREEN, "s"), (PURPLE, "^"), ("#56b4e9", "v"), ("#b58900", "P"))
 _STEP = 0.075  # between arms at one size, of the distance between two sizes
 
 
-def draw_all(summaries: Sequence[Summary], folder: Path) -> list[str]:
+def draw_all(summaries: Sequence[Comparison], folder: Path) -> list[str]:
     """Write the plots and return their names."""
     folder.mkdir(parents=True, exist_ok=True)
     save_figure(_accuracy(summaries), folder / "accuracy.png")
@@ -31,26 +32,26 @@ def draw_all(summaries: Sequence[Summary], folder: Path) -> list[str]:
     return drawn
 
 
-def style_of(summary: Summary, arm: str) -> tuple[str, str, str]:
+def style_of(summary: Comparison, arm: str) -> tuple[str, str, str]:
     """Colour, marker and line of an arm."""
     known = {HEAD: (INK, "X", ":"), WHOLE: (ORANGE, "D", "-"), FROZEN: (ORANGE, "D", "--")}
     if arm in known:
         return known[arm]
-    colour, marker = _OF_ADAPTERS[summary.adapters.index(arm) % len(_OF_ADAPTERS)]
+    colour, marker = _OF_ADAPTERS[adapters_of(summary).index(arm) % len(_OF_ADAPTERS)]
     return colour, marker, "-"
 
 
-def _accuracy(summaries: Sequence[Summary]) -> Figure:
+def _accuracy(summaries: Sequence[Comparison]) -> Figure:
     """A panel a transfer; arms stand side by side at each size, so that their intervals can be told apart."""
     from matplotlib.ticker import StrMethodFormatter
 
     figure = new_figure(10.5, 4.9 * len(summaries))
     for axes, summary in zip(figure.subplots(len(summaries), 1, squeeze=False)[:, 0], summaries, strict=True):
         style_axes(axes, title=summary.content["title"], x="training images a class", y="test accuracy")
-        for place in range(len(summary.sizes) - 1):
+        for place in range(len(summary.settings) - 1):
             axes.axvline(place + 0.5, color=GRID, linewidth=0.8)
         for number, arm in enumerate(summary.arms):
-            cells = [summary.cell(arm, size) for size in summary.sizes]
+            cells = [summary.cell(arm, size) for size in summary.settings]
             shift = _STEP * (number - (len(summary.arms) - 1) / 2)
             colour, marker, line = style_of(summary, arm)
             ends = [cell.interval if len(cell.runs) > 1 else (cell.mean, cell.mean) for cell in cells]
@@ -71,30 +72,12 @@ def _accuracy(summaries: Sequence[Summary]) -> Figure:
                 capsize=2.5,
                 label=arm,
             )
-        axes.set_xticks(range(len(summary.sizes)), [str(size) for size in summary.sizes])
+        axes.set_xticks(range(len(summary.settings)), [str(size) for size in summary.settings])
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.4g} %"))
         axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
-def _differences(summary: Summary) -> Figure:
-    """A panel a size, a row an arm: thick over the draws of images, thin over the test images."""
-    arms = [arm for arm in summary.arms if arm != WHOLE]
-    figure = new_figure(10.5, 1.3 + 0.36 * len(arms))
-    panels: Sequence[Axes] = figure.subplots(1, len(summary.sizes), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, size in zip(panels, summary.sizes, strict=True):
-        style_axes(axes, title=f"{size} images a class", x="points more accurate than full", grid=False)
-        axes.axvline(0, color=ORANGE, linewidth=1.2)
-        axes.grid(axis="x", color=GRID, linewidth=0.8)
-        for place, arm in enumerate(arms):
-            found = summary.contrast([arm], [WHOLE], size)
-            assert found.seeds.low is not None and found.seeds.high is not None
-            colour = style_of(summary, arm)[0] if found.sign else SOFT
-            bar = {"color": colour, "solid_capstyle": "butt"}  # a round end would reach over zero
-            axes.plot([100 * found.low, 100 * found.high], [place + 0.17] * 2, linewidth=1, **bar)
-            axes.plot([100 * found.seeds.low, 100 * found.seeds.high], [place] * 2, linewidth=2.6, **bar)
-            axes.plot([100 * found.seeds.mean], [place], "o", color=colour, markersize=6, markeredgecolor="white")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:+.4g}" if value else "0")
-    panels[0].set_yticks(range(len(arms)), arms, color=INK)
-    panels[0].invert_yaxis()
-    return figure
+def _differences(summary: Comparison) -> Figure:
+    titles = [f"{size} images a class" for size in summary.settings]
+    return differences(summary, WHOLE, titles, colour=lambda arm: style_of(summary, arm)[0])

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from arms import FROZEN, WHOLE, adapters_of
 from claims import claim_blocks
+from common.blocks import accuracy_table, data_line, difference_row, edges_line, provenance_block, unfinished_lines
+from common.comparison import Comparison, Setting
+from common.wording import difference_cell, listed, points, sentence, table, words
 from figure import draw_all
 from plan import BUDGETS
-from summary import FROZEN, WHOLE, Summary
-from wording import (
-    accuracy_cell,
-    detectable_cell,
-    difference_cell,
-    listed,
-    over_images_cell,
-    points,
-    sentence,
-    table,
-    words,
-)
-
-from convpeft.reporting import format_count
-from convpeft.reporting.provenance import Provenance, provenance_markdown
 
 NAME = "small_data"
 
@@ -34,7 +21,7 @@ NAME = "small_data"
 def write_page(results: Path, docs: Path) -> None:
     """Write the page and its plots below `docs`; equal results give equal bytes."""
     content = json.loads(results.read_text(encoding="utf-8"))
-    summaries = [Summary(name, task) for name, task in content["tasks"].items()]
+    summaries = [Comparison(name, task) for name, task in content["tasks"].items()]
     if not summaries:
         raise SystemExit(f"{results}: holds no comparison yet. Run one first.")
     drawn = draw_all(summaries, docs / NAME)
@@ -53,8 +40,8 @@ def write_page(results: Path, docs: Path) -> None:
     (docs / f"{NAME}.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 
 
-def _head(summaries: Sequence[Summary], lacking: Sequence[str]) -> Iterator[str]:
-    sizes = listed(sorted({size for summary in summaries for size in summary.sizes}))
+def _head(summaries: Sequence[Comparison], lacking: Sequence[str]) -> Iterator[str]:
+    sizes = listed(sorted({size for summary in summaries for size in summary.settings}))
     yield f"# Small data: {sizes} images a class"
     yield (
         f"Where do adapters beat full fine-tuning when there are only {sizes} training images a class? "
@@ -65,12 +52,12 @@ def _head(summaries: Sequence[Summary], lacking: Sequence[str]) -> Iterator[str]
     yield "\n".join(f"- {line}" for line in lines)
 
 
-def _short(summary: Summary) -> Iterator[str]:
-    for size in summary.sizes:
-        found = summary.contrast(summary.adapters, [WHOLE], size)
+def _short(summary: Comparison) -> Iterator[str]:
+    for size in summary.settings:
+        found = summary.contrast(adapters_of(summary), [WHOLE], size)
         word = {1: "more accurate than", -1: "less accurate than", 0: "within noise of"}[found.sign]
         better, worse = (
-            [f"`{a}`" for a in summary.adapters if summary.contrast([a], [WHOLE], size).sign == s] for s in (1, -1)
+            [f"`{a}`" for a in adapters_of(summary) if summary.contrast([a], [WHOLE], size).sign == s] for s in (1, -1)
         )
         each = f"one by one, {listed(better)} beat it" if better else "none of them beats it by itself"
         each += f", and it beats {listed(worse)}" if worse else ""
@@ -80,9 +67,9 @@ def _short(summary: Summary) -> Iterator[str]:
         )
 
 
-def _done(summaries: Sequence[Summary]) -> Iterator[str]:
+def _done(summaries: Sequence[Comparison]) -> Iterator[str]:
     yield "## What was done"
-    lines = [line for summary in summaries for line in _task_lines(summary)]
+    lines = [*map(data_line, summaries), *unfinished_lines(summaries)]
     first = summaries[0]
     lines += [
         f"Budget, the same for every arm of a row below: batches of {first.content['train']['batch_size']}, AdamW, "
@@ -99,7 +86,7 @@ def _done(summaries: Sequence[Summary]) -> Iterator[str]:
     yield "\n".join(f"- {line}" for line in lines)
     yield table(
         ("transfer", "images a class", "training images", "validation images", "epochs", "validation less test"),
-        [_size_row(summary, size) for summary in summaries for size in summary.sizes],
+        [_size_row(summary, size) for summary in summaries for size in summary.settings],
     )
     yield (
         "Validation is drawn as small as training, since who has few images has few to choose by. It chooses epoch and "
@@ -110,26 +97,7 @@ def _done(summaries: Sequence[Summary]) -> Iterator[str]:
     )
 
 
-def _task_lines(summary: Summary) -> Iterator[str]:
-    content = summary.content
-    pixels = f" at {content['model']['image_size']} pixels" if "image_size" in content["model"] else ""
-    patients = ""
-    if content["test_groups"] is not None:
-        count = format_count(len(set(content["test_groups"])))
-        patients = f" of {count} patients; no patient is in two splits"
-    yield (
-        f"{content['title']}: `{content['source']}` from `{content['model']['source']}`{pixels}, "
-        f"{format_count(summary.test_images)} test images{patients}."
-    )
-    used = len(summary.arms) * len(summary.sizes) * len(summary.seeds)
-    if used < content["planned"]:
-        yield (
-            f"{content['title']}: {content['planned']} runs are planned, {len(content['runs'])} are done so far, and "
-            f"{used} are used here: sizes and seeds that every arm has. The command below goes on."
-        )
-
-
-def _size_row(summary: Summary, size: int) -> tuple[str, ...]:
+def _size_row(summary: Comparison, size: Setting) -> tuple[str, ...]:
     runs = [run for arm in summary.arms for run in summary.cell(arm, size).runs]
     excess = statistics.fmean(run["val_accuracy"] - run["test_accuracy"] for run in runs)
     images, epochs = runs[0]["images"], runs[0]["epochs"]
@@ -137,14 +105,11 @@ def _size_row(summary: Summary, size: int) -> tuple[str, ...]:
     return (summary.content["title"], *map(str, found), points(excess))
 
 
-def _transfer(summary: Summary, drawn: Sequence[str]) -> Iterator[str]:
+def _transfer(summary: Comparison, drawn: Sequence[str]) -> Iterator[str]:
     title = summary.content["title"]
     yield f"## {title}"
     yield "Test accuracy: mean over the seeds ± standard deviation, in brackets the 95 % t-interval of the mean."
-    yield table(
-        ("arm", "trained", *(f"{size} a class" for size in summary.sizes), "learning rates"),
-        [_arm_row(summary, arm) for arm in summary.arms],
-    )
+    yield accuracy_table(summary, [f"{size} a class" for size in summary.settings])
     if f"differences-{summary.name}" in drawn:
         yield f"![Differences to full fine-tuning, {title}]({NAME}/differences-{summary.name}.png)"
         yield (
@@ -159,39 +124,29 @@ def _transfer(summary: Summary, drawn: Sequence[str]) -> Iterator[str]:
             "over the draws 8 times in 10."
         )
         arms = [arm for arm in summary.arms if arm != against]
-        rows = [_gap_row(summary, arm, against, size) for size in summary.sizes for arm in arms]
+        rows = [
+            (str(size), f"`{arm}`", *difference_row(summary, [arm], [against], size))
+            for size in summary.settings
+            for arm in arms
+        ]
         yield table(("images a class", "arm", "difference", "over test images", "found"), rows)
     if WHOLE in summary.arms:
         yield "\n".join(
             f"- {size} a class: {sentence(summary.contrast([arm], [WHOLE], size), a=arm, b=WHOLE)}"
-            for size in summary.sizes
+            for size in summary.settings
             for arm in summary.arms
             if arm != WHOLE
         )
 
 
-def _arm_row(summary: Summary, arm: str) -> tuple[str, ...]:
-    cells = [summary.cell(arm, size) for size in summary.sizes]
-    rates = ", ".join(f"{cell.runs[0]['lr']:.2g}" for cell in cells)
-    return (f"`{arm}`", format_count(cells[0].runs[0]["trainable"]), *map(accuracy_cell, cells), rates)
-
-
-def _gap_row(summary: Summary, arm: str, against: str, size: int) -> tuple[str, ...]:
-    found = summary.contrast([arm], [against], size)
-    return (str(size), f"`{arm}`", difference_cell(found), over_images_cell(found), detectable_cell(found))
-
-
-def _limits(summaries: Sequence[Summary]) -> Iterator[str]:
+def _limits(summaries: Sequence[Comparison]) -> Iterator[str]:
     yield "## How far this goes"
-    compared = sum((len(summary.arms) - 1) * len(summary.sizes) for summary in summaries)
-    edges = [(summary, *edge) for summary in summaries for edge in summary.at_edge()]
-    cells = sum(len(summary.arms) * len(summary.sizes) for summary in summaries)
+    compared = sum((len(summary.arms) - 1) * len(summary.settings) for summary in summaries)
     lines = [
         f"{compared} differences to `full` are looked at one by one at the 5 % level: about "
         f"{0.05 * compared:.0f} would be beyond noise by chance alone. The claims rest on the mean of the adapters, "
         "which was chosen as the figure to judge by before anything was trained.",
-        f"{len(edges)} of {cells} chosen learning rates are the lowest or the highest that was tried"
-        + (f": {listed(_edge(*edge) for edge in edges)}. A wider range might do better there." if edges else "."),
+        edges_line(summaries, setting="{} a class"),
         f"One draw chose each learning rate, by {min(_validations(summaries))} to {max(_validations(summaries))} "
         "validation images. Another draw may choose another; that is part of having little data, but the intervals do "
         "not hold it.",
@@ -205,11 +160,7 @@ def _limits(summaries: Sequence[Summary]) -> Iterator[str]:
     yield "\n".join(f"- {line}" for line in lines)
 
 
-def _edge(summary: Summary, arm: str, size: int, rate: float) -> str:
-    return f"`{arm}` at {size} a class on {summary.content['title']} ({rate:.2g})"
-
-
-def _steps(summaries: Sequence[Summary]) -> list[int]:
+def _steps(summaries: Sequence[Comparison]) -> list[int]:
     return [
         run["epochs"] * -(-run["images"]["train"] // summary.content["train"]["batch_size"])
         for summary in summaries
@@ -217,51 +168,26 @@ def _steps(summaries: Sequence[Summary]) -> list[int]:
     ]
 
 
-def _validations(summaries: Sequence[Summary]) -> list[int]:
+def _validations(summaries: Sequence[Comparison]) -> list[int]:
     return [run["images"]["val"] for summary in summaries for run in summary.content["runs"]]
 
 
-def _reproduce(budget: str, summaries: Sequence[Summary]) -> str:
-    content = [summary.content for summary in summaries]
-    commands = [
-        f"python experiments/{NAME}/run.py run --data DIR --budget {budget} --workers 2",
-        *map(_direct, content),
-    ]
+def _reproduce(budget: str, summaries: Sequence[Comparison]) -> str:
     found = [
-        summary.contrast(summary.adapters, [WHOLE], size).seeds.detectable
+        summary.contrast(adapters_of(summary), [WHOLE], size).seeds.detectable
         for summary in summaries
-        for size in summary.sizes
+        for size in summary.settings
     ]
     known = [each for each in found if each is not None]
-    made = Provenance(
-        command="\n".join(commands),
-        page_command=f"python experiments/{NAME}/run.py page",
-        base={f"{each['model']['source']} ({_weights(each)})": each["base_digest"] for each in content},
-        data={f"{each['source']}, test split": each["test_digest"] for each in content},
-        trials=content[0]["trials"],
-        ranges=content[0]["ranges"],
-        seeds=tuple(summaries[0].seeds),
-        detectable=""
+    told = (
+        ""
         if not known
         else f"Adapters together against `full`: {100 * min(known):.1f} to "
-        f"{100 * max(known):.1f} points would have been found 8 times in 10 at the 5 % level.",
-        versions=content[0]["versions"],
+        f"{100 * max(known):.1f} points would have been found 8 times in 10 at the 5 % level."
     )
-    lines = [line for each in content for line in (*each["runs"], *each["tried"])]
-    minutes = sum(line["seconds"] for line in lines) / 60
     return (
-        provenance_markdown(made)
-        + f"\n\nThe second and later commands, typed in DIR, are what the first one runs. {len(lines)} runs and trials "
-        f"took {minutes:.0f} minutes of one thread each. To make one cell of a table again, name its arm, its size and "
+        provenance_block(NAME, budget, summaries, detectable=told)
+        + " To make one cell of a table again, name its arm, its size and "
         "a new seed: `convpeft compare GRID --set 'grid.seeds=[7]' --set ...`. The digests of the images that each "
         "seed drew are in the results file."
     )
-
-
-def _direct(content: dict[str, Any]) -> str:
-    words_ = [f"--set {shlex.quote(each)}" for each in content["assign"]]
-    return " ".join(["convpeft compare", content["grid"], "--out OUT --workers 2", *words_])
-
-
-def _weights(content: dict[str, Any]) -> str:
-    return Path(content["model"].get("weights", "as it comes")).name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from common.collecting import Task
 
 _TEN = "grid.seeds=[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]"
 _GENERATED = (
@@ -21,23 +21,6 @@ def _settings(*rows: tuple[int, int, int]) -> str:
     """Training images a class, validation images a class, and epochs."""
     tables = (f"{{data={{per_class={n}, val_per_class={val}}}, train={{epochs={epochs}}}}}" for n, val, epochs in rows)
     return f"grid.setting=[{', '.join(tables)}]"
-
-
-@dataclass(frozen=True)
-class Task:
-    """One transfer in one budget.
-
-    Args:
-        name: Of its figures.
-        title: On the page.
-        grid: The file beside this one.
-        assign: What is set beside it.
-    """
-
-    name: str
-    title: str
-    grid: str
-    assign: tuple[str, ...] = ()
 
 
 BUDGETS: dict[str, tuple[Task, ...]] = {

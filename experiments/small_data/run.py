@@ -8,28 +8,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
+sys.path.insert(0, str(HERE.parent))  # for what the experiments share
 
 
 def run(name: str, *, data: Path, work: Path, results: Path, workers: int) -> None:
-    """Run the comparisons of a budget one after the other, and keep what each has come to."""
-    from collect import Store
+    """Run the comparisons of a budget."""
+    from common.collecting import Store
+    from common.running import compare
     from plan import BUDGETS
 
-    store = Store(results, name)
-    for task in BUDGETS[name]:
-        out = work.resolve() / name / task.name
-        words = [sys.executable, "-m", "convpeft", "compare", str(HERE / task.grid), "--out", str(out)]
-        words += ["--workers", str(workers), *(word for each in task.assign for word in ("--set", each))]
-        status = subprocess.run(words, cwd=data, check=False).returncode
-        if status:
-            raise SystemExit(status)
-        store.take(task, out, data)
+    store = Store(results, name, setting=lambda recipe: recipe["data"]["per_class"])
+    compare(BUDGETS[name], store, grids=HERE, data=data, work=work / name, workers=workers)
 
 
 def main() -> None:

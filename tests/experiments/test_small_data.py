@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from common.comparison import Comparison
+from common.contrasts import Contrast, clustered_error
 from scipy import stats
+
+from convpeft.evaluation import SeedDifference
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "small_data"
 RESULTS = EXPERIMENT / "results.json"
@@ -49,16 +51,6 @@ def run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProc
     )
 
 
-@pytest.fixture(scope="module")
-def summary() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("small_data_summary", EXPERIMENT / "summary.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 def task(chances: dict[tuple[str, int], float] = CHANCES, groups: list[int] | None = None) -> dict[str, Any]:
     """A transfer with answers drawn by chance, in the form of the results."""
     rng = np.random.default_rng(0)
@@ -68,7 +60,7 @@ def task(chances: dict[tuple[str, int], float] = CHANCES, groups: list[int] | No
         runs.append(
             {
                 "arm": arm,
-                "per_class": size,
+                "setting": size,
                 "seed": seed,
                 "lr": RATES[-1] if arm == "lora" else RATES[1],
                 "epochs": 3,
@@ -86,7 +78,7 @@ def task(chances: dict[tuple[str, int], float] = CHANCES, groups: list[int] | No
             }
         )
     tried = [
-        {"arm": arm, "per_class": size, "lr": rate, "val_accuracy": 0.5, "val_loss": 1.0, "seconds": 6.0}
+        {"arm": arm, "setting": size, "lr": rate, "val_accuracy": 0.5, "val_loss": 1.0, "seconds": 6.0}
         for arm, size, rate in itertools.product(ARMS, SIZES, RATES)
     ]
     return {
@@ -112,65 +104,62 @@ def task(chances: dict[tuple[str, int], float] = CHANCES, groups: list[int] | No
 
 def right(content: dict[str, Any], arm: str, size: int) -> np.ndarray:
     """Which test images are right, (seeds, images), read without the experiment's own code."""
-    rows = sorted(
-        (r for r in content["runs"] if (r["arm"], r["per_class"]) == (arm, size)), key=lambda row: row["seed"]
-    )
+    rows = sorted((r for r in content["runs"] if (r["arm"], r["setting"]) == (arm, size)), key=lambda row: row["seed"])
     bits = [[int(bit) for byte in bytes.fromhex(row["right"]) for bit in f"{byte:08b}"][:IMAGES] for row in rows]
     return np.array(bits, dtype=float)
 
 
-def test_difference_over_seeds_is_scipys_paired_t_interval(summary: ModuleType):
+def test_difference_over_seeds_is_scipys_paired_t_interval():
     content = task()
-    found = summary.Summary("made-up", content).contrast(["bitfit"], ["full"], 5)
+    found = Comparison("made-up", content).contrast(["bitfit"], ["full"], 5)
     gaps = right(content, "bitfit", 5).mean(axis=1) - right(content, "full", 5).mean(axis=1)
     low, high = stats.t.interval(0.95, len(gaps) - 1, loc=gaps.mean(), scale=stats.sem(gaps))
     assert found.seeds.mean == pytest.approx(gaps.mean(), abs=1e-12)
     assert (found.seeds.low, found.seeds.high) == pytest.approx((low, high), abs=1e-6)
 
 
-def test_interval_over_test_images_is_scipys_normal_interval(summary: ModuleType):
+def test_interval_over_test_images_is_scipys_normal_interval():
     content = task()
-    found = summary.Summary("made-up", content).contrast(["lora"], ["full"], 50)
+    found = Comparison("made-up", content).contrast(["lora"], ["full"], 50)
     values = (right(content, "lora", 50) - right(content, "full", 50)).mean(axis=0)
     low, high = stats.norm.interval(0.95, loc=values.mean(), scale=stats.sem(values))
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-6)
 
 
-def test_images_of_a_patient_count_as_one_where_they_are_all_alike(summary: ModuleType):
+def test_images_of_a_patient_count_as_one_where_they_are_all_alike():
     rng = np.random.default_rng(1)
     patients = rng.normal(size=50)
     groups = np.repeat(np.arange(50), 4)
-    together = summary.clustered_error(np.repeat(patients, 4), groups.tolist())
+    together = clustered_error(np.repeat(patients, 4), groups.tolist())
     assert together == pytest.approx(stats.sem(patients), rel=1e-12)
-    apart = summary.clustered_error(np.repeat(patients, 4), None)
+    apart = clustered_error(np.repeat(patients, 4), None)
     assert apart == pytest.approx(together / 2, rel=0.02)
 
 
-def test_groups_widen_the_interval_over_test_images(summary: ModuleType):
+def test_groups_widen_the_interval_over_test_images():
     groups = [number // 4 for number in range(IMAGES)]
     chances = task()
     for row in chances["runs"]:  # the four images of a patient are right or wrong together
         bits = np.repeat(np.unpackbits(np.frombuffer(bytes.fromhex(row["right"]), np.uint8))[: IMAGES // 4], 4)
         row |= {"right": np.packbits(bits).tobytes().hex(), "test_accuracy": float(bits.mean())}
-    alone = summary.Summary("made-up", chances).contrast(["lora"], ["full"], 5)
-    grouped = summary.Summary("made-up", chances | {"test_groups": groups}).contrast(["lora"], ["full"], 5)
+    alone = Comparison("made-up", chances).contrast(["lora"], ["full"], 5)
+    grouped = Comparison("made-up", chances | {"test_groups": groups}).contrast(["lora"], ["full"], 5)
     assert grouped.seeds == alone.seeds
     assert grouped.high - grouped.low == pytest.approx(2 * (alone.high - alone.low), rel=0.03)
 
 
-def test_adapters_together_are_the_mean_of_their_arms(summary: ModuleType):
+def test_some_arms_together_are_their_mean():
     content = task()
-    made = summary.Summary("made-up", content)
-    assert made.adapters == ["bitfit", "lora"]
-    found = made.contrast(made.adapters, ["full"], 5)
+    made = Comparison("made-up", content)
+    found = made.contrast(["bitfit", "lora"], ["full"], 5)
     expected = (right(content, "bitfit", 5) + right(content, "lora", 5)) / 2 - right(content, "full", 5)
     assert found.seeds.mean == pytest.approx(expected.mean(), abs=1e-12)
 
 
-def test_change_is_the_lead_with_few_less_the_lead_with_many(summary: ModuleType):
+def test_change_is_the_lead_with_few_less_the_lead_with_many():
     content = task()
     few, many = ((right(content, "lora", n) - right(content, "full", n)).mean() for n in SIZES)
-    found = summary.Summary("made-up", content).change(["lora"], ["full"])
+    found = Comparison("made-up", content).change(["lora"], ["full"])
     assert found.seeds.mean == pytest.approx(few - many, abs=1e-12)
     assert found.sign == 1
 
@@ -179,27 +168,27 @@ def test_change_is_the_lead_with_few_less_the_lead_with_many(summary: ModuleType
     ("seeds", "images", "sign"),
     [((0.1, 0.3), (0.1, 0.2), 1), ((0.1, 0.3), (-0.1, 0.5), 0), ((-0.1, 0.5), (0.1, 0.3), 0), ((-3, -1), (-2, -1), -1)],
 )
-def test_difference_counts_where_both_intervals_leave_zero_out(summary: ModuleType, seeds, images, sign):
-    difference = summary.SeedDifference(sum(seeds) / 2, 0.1, *seeds, 0.1, 3)
-    assert summary.Contrast(difference, *images).sign == sign
+def test_difference_counts_where_both_intervals_leave_zero_out(seeds, images, sign):
+    difference = SeedDifference(sum(seeds) / 2, 0.1, *seeds, 0.1, 3)
+    assert Contrast(difference, *images).sign == sign
 
 
-def test_seed_that_one_arm_lacks_is_left_out(summary: ModuleType):
+def test_seed_that_one_arm_lacks_is_left_out():
     content = task()
-    content["runs"] = [r for r in content["runs"] if (r["arm"], r["per_class"], r["seed"]) != ("lora", 50, 2)]
-    assert summary.Summary("made-up", content).seeds == [0, 1]
+    content["runs"] = [r for r in content["runs"] if (r["arm"], r["setting"], r["seed"]) != ("lora", 50, 2)]
+    assert Comparison("made-up", content).seeds == [0, 1]
 
 
 @pytest.mark.parametrize("change", ["another arm's images", "another seed's images"])
-def test_arms_on_different_images_and_seeds_on_the_same_are_refused(summary: ModuleType, change: str):
+def test_arms_on_different_images_and_seeds_on_the_same_are_refused(change: str):
     content = task()
     for row in content["runs"]:
         if change == "another arm's images" and (row["arm"], row["seed"]) == ("lora", 1):
             row["train_digest"] = "others"
         if change == "another seed's images" and row["seed"] == 1:
-            row["train_digest"] = f"train {row['per_class']} 0"
+            row["train_digest"] = f"train {row['setting']} 0"
     with pytest.raises(SystemExit, match="arms differ in their images, or seeds do not"):
-        summary.Summary("made-up", content)
+        Comparison("made-up", content)
 
 
 def page_of(content: dict[str, Any], folder: Path) -> str:
@@ -267,14 +256,14 @@ def test_small_budget_runs_and_goes_on_where_it_stopped(tmp_path: Path):
     assert first.returncode == 0, first.stderr
     before = (tmp_path / "results.json").read_bytes()
     content = json.loads(before)["tasks"]["glyphs"]
-    assert {(r["arm"], r["per_class"], r["seed"]) for r in content["runs"]} == set(
+    assert {(r["arm"], r["setting"], r["seed"]) for r in content["runs"]} == set(
         itertools.product(("probe", "lora", "full"), (1, 3), (0, 1))
     )
-    assert all(r["images"]["train"] == r["images"]["val"] == 10 * r["per_class"] for r in content["runs"])
+    assert all(r["images"]["train"] == r["images"]["val"] == 10 * r["setting"] for r in content["runs"])
     for row in content["runs"]:
         bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["right"]), np.uint8))[: row["images"]["test"]]
         assert bits.mean() == pytest.approx(row["test_accuracy"], abs=1e-12)
-        trials = [t for t in content["tried"] if (t["arm"], t["per_class"]) == (row["arm"], row["per_class"])]
+        trials = [t for t in content["tried"] if (t["arm"], t["setting"]) == (row["arm"], row["setting"])]
         best = max(trials, key=lambda trial: (trial["val_accuracy"], -trial["val_loss"]))
         assert len(trials) == 2 and row["lr"] == best["lr"]
     assert str(tmp_path) not in before.decode()
@@ -295,8 +284,8 @@ def test_committed_results_are_whole_tuned_alike_and_name_no_folder():
     for each in content["tasks"].values():
         assert len(each["runs"]) == each["planned"]
         counts = {
-            len([t for t in each["tried"] if (t["arm"], t["per_class"]) == (arm, size)])
+            len([t for t in each["tried"] if (t["arm"], t["setting"]) == (arm, size)])
             for arm in each["arms"]
-            for size in {run["per_class"] for run in each["runs"]}
+            for size in {run["setting"] for run in each["runs"]}
         }
         assert counts == {each["trials"]}

@@ -3,42 +3,63 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plan import Task
-
-from convpeft.comparing import read_grid
 from convpeft.comparing.driving import keys_of
 from convpeft.comparing.grid import Grid
 from convpeft.comparing.store import RESULTS, read_results
 from convpeft.data import load_data
 from convpeft.reporting import write_whole
 
-HERE = Path(__file__).resolve().parent
 Row = Mapping[str, Any]
 
 
-class Store:
-    """The results of one budget; a file of another budget is refused."""
+@dataclass(frozen=True)
+class Task:
+    """One transfer in one budget.
 
-    def __init__(self, path: Path, budget: str) -> None:
+    Args:
+        name: Of its figures.
+        title: On the page.
+        grid: The file in the experiment's folder.
+        assign: What is set beside it.
+    """
+
+    name: str
+    title: str
+    grid: str
+    assign: tuple[str, ...] = ()
+
+
+class Store:
+    """The results of one budget; a file of another budget is refused.
+
+    Args:
+        path: The file.
+        budget: Its name.
+        setting: What the page calls the setting of a run, from the run's recipe: a number or a name.
+    """
+
+    def __init__(self, path: Path, budget: str, *, setting: Callable[[Row], int | str]) -> None:
         held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"budget": budget, "tasks": {}}
         if held["budget"] != budget:
             raise SystemExit(f"{path}: holds the {held['budget']} budget. Give another --results for {budget}.")
-        self._path, self._content = path, held
+        self._path, self._content, self._setting = path, held, setting
 
-    def take(self, task: Task, out: Path, data: Path) -> None:
+    def take(self, task: Task, grid: Grid, out: Path, data: Path) -> None:
         """Put the figures of a comparison in the place of those that were there."""
-        grid = read_grid(HERE / task.grid, assign=task.assign)
         wanted = keys_of(grid)
         rows = [row for key, row in read_results(out / RESULTS).items() if key in wanted and row["status"] == "done"]
-        self._content["tasks"][task.name] = _figures(task, grid, rows, data)
+        self._content["tasks"][task.name] = _figures(task, grid, rows, data, self._setting)
         write_whole(self._path, _text(self._content).encode())
 
 
-def _figures(task: Task, grid: Grid, rows: Sequence[Row], data: Path) -> dict[str, Any]:
+def _figures(
+    task: Task, grid: Grid, rows: Sequence[Row], data: Path, setting: Callable[[Row], int | str]
+) -> dict[str, Any]:
     runs = [row for row in rows if row["kind"] == "run"]
     places = {cell.key: number for number, cell in enumerate(grid.cells)}
     runs.sort(key=lambda row: places[row["key"]])
@@ -61,15 +82,15 @@ def _figures(task: Task, grid: Grid, rows: Sequence[Row], data: Path) -> dict[st
         "test_digest": first["data_digests"]["test"],
         "test_groups": _groups(first, data),
         "versions": first["versions"],
-        "runs": [_run(row) for row in runs],
-        "tried": sorted((_trial(row) for row in rows if row["kind"] == "trial"), key=_place),
+        "runs": [_run(row, setting(row["recipe"])) for row in runs],
+        "tried": sorted((_trial(row, setting(row["recipe"])) for row in rows if row["kind"] == "trial"), key=_place),
     }
 
 
-def _run(row: Row) -> dict[str, Any]:
+def _run(row: Row, setting: int | str) -> dict[str, Any]:
     return {
         "arm": row["arm"],
-        "per_class": row["recipe"]["data"]["per_class"],
+        "setting": setting,
         "seed": row["seed"],
         "lr": row["lr"],
         "epochs": row["recipe"]["train"]["epochs"],
@@ -87,10 +108,10 @@ def _run(row: Row) -> dict[str, Any]:
     }
 
 
-def _trial(row: Row) -> dict[str, Any]:
+def _trial(row: Row, setting: int | str) -> dict[str, Any]:
     return {
         "arm": row["arm"],
-        "per_class": row["recipe"]["data"]["per_class"],
+        "setting": setting,
         "lr": row["tuned"]["train.lr"],
         "val_accuracy": round(row["val_accuracy"], 6),
         "val_loss": round(row["val_loss"], 6),
@@ -99,7 +120,7 @@ def _trial(row: Row) -> dict[str, Any]:
 
 
 def _place(trial: Row) -> tuple[Any, ...]:
-    return trial["per_class"], trial["arm"], trial["lr"]
+    return trial["setting"], trial["arm"], trial["lr"]
 
 
 def _groups(row: Row, data: Path) -> list[int] | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from summary import Cell, Contrast
-
+from common.comparison import Cell
+from common.contrasts import Contrast
 from convpeft.evaluation import describe_seed_difference
 from convpeft.reporting import format_percent
 

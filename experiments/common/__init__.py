@@ -1,0 +1,1 @@
+"""What the experiments that compare arms share: rows of `convpeft compare`, contrasts between arms, words."""
