@@ -31,6 +31,12 @@ class Page:
 
 PAGES = (
     Page(
+        "arrangements",
+        "experiments/arrangements/results.json",
+        ("experiments/arrangements/run.py", "page", "--docs", "{docs}/results"),
+        ("results/arrangements.md", "results/arrangements"),
+    ),
+    Page(
         "kernels",
         "experiments/kernels/results.json",
         ("experiments/kernels/run.py", "page", "--docs", "{docs}/results"),

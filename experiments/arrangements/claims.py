@@ -29,7 +29,6 @@ from plan import LETTERS
 from scores import Score, Share
 
 MUCH_LESS = 0.1  # "<<" is read as a tenth at most; set before anything was timed
-_FEW_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -160,15 +159,13 @@ def _score_row(scores: Sequence[Score]) -> tuple[str, ...]:
     if best.lead.low is not None and best.lead.high is not None:
         lead += f" [{best.lead.low:+.0f}, {best.lead.high:+.0f}]"
     found = NOTHING if best.lead.detectable is None else f"{best.lead.detectable:.0f}"
-    told = (
-        "held" if len(better) == len(budget) else "not held: the other way round" if len(worse) == len(budget) else ""
-    )
+    told = f"not held: {len(better)} of {len(budget)} score higher beyond noise, {len(worse)} lower"
     return (
         "Each arm at the budget has a higher decathlon score than full fine-tuning",
         f"{lead} of the best, `{best.arm}`",
         NOTHING,
         found,
-        told or f"not held: {len(better)} of {len(budget)} score higher beyond noise, {len(worse)} lower",
+        "held" if len(better) == len(budget) else told,
     )
 
 

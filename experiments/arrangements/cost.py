@@ -26,7 +26,7 @@ _IMAGES = 96  # of an epoch, about
 
 
 class Trainer:
-    """One arm ready to go on training, as a run trains it: what lies before its first trained layer is computed once."""
+    """One arm ready to go on training as a run trains it: what lies before its first trained layer is computed once."""
 
     def __init__(self, recipe: Recipe, folder: Path, held: ExitStack) -> None:
         prepared = prepare_run(recipe)

@@ -29,12 +29,16 @@ def made_block(budget: str, every: Mapping[str, Comparison]) -> str:
     )
     lines = [line for each in content for line in (*each["runs"], *each["tried"])]
     minutes = sum(line["seconds"] for line in lines) / 60
-    return (
-        f"{provenance_markdown(made)}\n\n{len(lines)} runs and trials took {minutes:.0f} minutes of one thread each, on a "
-        "machine that was doing other work. DIR holds the public data sets and weights that the README beside the "
-        f"experiment lists. One cell of a table again is its tuning, {words(first['trials'])} trials, and one run; here "
-        f"`{_CELL}` on {found.content['title']}:\n\n```bash\npython experiments/arrangements/run.py cell --data DIR "
-        f'--budget {budget} --task {found.name} --arm "{_CELL}" --seed 0\n```\n\n'
-        "On the same machine and with the same versions it gives the same accuracy. The digests of the images that each "
-        "seed drew are in the results file."
+    return "\n\n".join(
+        [
+            provenance_markdown(made),
+            f"{len(lines)} runs and trials took {minutes:.0f} minutes of one thread each, on a machine that was doing "
+            "other work. DIR holds the public data sets and weights that the README beside the experiment lists. One "
+            f"cell of a table again is its tuning, {words(first['trials'])} trials, and one run; here `{_CELL}` on "
+            f"{found.content['title']}:",
+            "```bash\npython experiments/arrangements/run.py cell --data DIR "
+            f'--budget {budget} --task {found.name} --arm "{_CELL}" --seed 0\n```',
+            "On the same machine and with the same versions it gives the same accuracy. The digests of the images that "
+            "each seed drew are in the results file.",
+        ]
     )

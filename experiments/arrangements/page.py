@@ -77,10 +77,10 @@ def _head(
         f"{listed(found.content['title'] for found in scored)}. In short:"
     )
     best = next(each for each in scores if each.arm in AT_BUDGET)
+    means = {each.arm: f"{statistics.fmean(each.scores):.0f}" for each in scores}
     lines = [
-        f"The highest decathlon score among the arms at the budget is that of `{best.arm}`, "
-        f"{statistics.fmean(best.scores):.0f} points; full fine-tuning has "
-        f"{statistics.fmean(_of(scores, WHOLE).scores):.0f} and a new head {statistics.fmean(_of(scores, HEAD).scores):.0f}.",
+        f"The highest decathlon score among the arms at the budget is that of `{best.arm}`, {means[best.arm]} points; "
+        f"full fine-tuning has {means[WHOLE]} and a new head {means[HEAD]}.",
         *_short(scored),
     ]
     if times:
@@ -100,10 +100,6 @@ def _short(scored: Sequence[Comparison]) -> Iterator[str]:
         found = mean_effect(scored, claim.arms, claim.others)
         word = {1: "held", -1: "the other way round", 0: "within noise"}[found.sign]
         yield f"{claim.sentence}: {word}, {difference_cell(found).removesuffix(' ○')} points."
-
-
-def _of(scores: Sequence[Score], arm: str) -> Score:
-    return next(each for each in scores if each.arm == arm)
 
 
 def _time_range(times: Mapping[str, Mapping[str, Share]]) -> tuple[float, float]:
@@ -275,10 +271,10 @@ def _limits(comparisons: Sequence[Comparison]) -> Iterator[str]:
         "the same number of parameters may do better.",
         "Groups and copies differ in parallel only where a layer has other numbers of channels in and out: in three of "
         "nineteen layers of ResNet-20, in most of the bottleneck network.",
-        "The residual adapters, 1x1 convolutions over all channels, are not on the map: one layer of 64 channels alone "
-        "would be twice the budget. [Every method at its defaults](methods.md) has them, untuned.",
-        f"Networks are small and training is short, {min(steps)} to {max(steps)} steps; larger networks, more images or "
-        "longer training may change the order.",
+        "The residual adapters, 1x1 convolutions over all channels, are not on the map: one layer of 64 channels "
+        "alone would be twice the budget. [Every method at its defaults](methods.md) has them, untuned.",
+        f"Networks are small and training is short, {min(steps)} to {max(steps)} steps; larger networks, more images "
+        "or longer training may change the order.",
         "Not measured: ResNet-50, augmentation, live norms, memory, time to an equal accuracy.",
     ]
     yield "\n".join(f"- {line}" for line in lines)
