@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,7 @@ class Doing:
         store = self._store(results)
         for count in range(1, len(self._budget.seeds) + 1):
             for task in self._budget.tasks:
-                seeds = f"grid.seeds={list(self._budget.seeds[:count])}"
-                some = dataclasses.replace(task, assign=(*task.assign, seeds))
-                self._compare(some, store, self._work)
+                self._compare(_with_seeds(task, self._budget.seeds[:count]), store, self._work)
                 self._take(task, store)
 
     def collect(self, results: Path) -> None:
@@ -76,9 +74,9 @@ class Doing:
         task = {task.name: task for task in self._budget.tasks}[name]
         arms = tomllib.loads((HERE / task.grid).read_text(encoding="utf-8"))["arm"]
         chosen = {each["name"]: each for each in arms}[arm]
-        assign = (*task.assign, f"arm=[{_inline(chosen)}]", f"baseline={arm}", f"grid.seeds=[{seed}]")
+        alone = dataclasses.replace(task, assign=(*task.assign, f"arm=[{_inline(chosen)}]", f"baseline={arm}"))
         store = Store(self._work / "cells.json", self._name, setting=_per_class)
-        self._compare(dataclasses.replace(task, assign=assign), store, self._work / "cells")
+        self._compare(_with_seeds(alone, [seed]), store, self._work / "cells")
 
     def _compare(self, task: Task, store: Store, work: Path) -> None:
         compare([task], store, grids=HERE, data=self._files, work=work, workers=self._workers)
@@ -92,7 +90,13 @@ class Doing:
         return Store(results / "results.json", self._name, setting=_per_class)
 
     def _take(self, task: Task, store: Store) -> None:
-        store.take(task, read_grid(HERE / task.grid, assign=task.assign), self._work / task.name, self._files)
+        """Keep what is there of all that is planned."""
+        whole = _with_seeds(task, self._budget.seeds)
+        store.take(whole, read_grid(HERE / task.grid, assign=whole.assign), self._work / task.name, self._files)
+
+
+def _with_seeds(task: Task, seeds: Sequence[int]) -> Task:
+    return dataclasses.replace(task, assign=(*task.assign, f"grid.seeds={list(seeds)}"))
 
 
 def _per_class(recipe: Mapping[str, Any]) -> int:
