@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 HEAD, BIASES, WHOLE = "probe", "bitfit", "full"
-UNSTRIDED = "parallel, group, no stride"
+LESS_CONV1, LESS_CONV2 = "parallel, group, less conv1", "parallel, group, less conv2"
 PARALLEL = ("parallel, group", "parallel, group, scale")
 SERIAL = ("serial, group", "serial, group, scale")
 PARALLEL_COPY = ("parallel, copy", "parallel, copy, scale")
@@ -31,5 +31,20 @@ ABOUT = {
     "tucker": "W + dW, dW a Tucker-2 product (TKD)",
     "cp-tucker": "W + dW, TKD with a CPD of its core (CPD-TKD)",
     WHOLE: "everything, and the statistics of the norms",
-    UNSTRIDED: "`parallel, group` without the layers that have a stride",
+    LESS_CONV1: "`parallel, group` without conv1 of the two blocks that halve the image",
+    LESS_CONV2: "`parallel, group` without conv2 of these blocks",
 }
+# Stand for one of the two, by where a network has its stride.
+STRIDED, BESIDE = "without the layer that has the stride", "without the layer beside it"
+_STRIDE_IN_CONV2 = ("letters-v15",)
+
+
+def arm_on(task: str, arm: str) -> str:
+    """The arm of a transfer that a name stands for.
+
+    >>> arm_on("letters-v1", STRIDED), arm_on("letters-v15", STRIDED), arm_on("letters-v15", "lora")
+    ('parallel, group, less conv1', 'parallel, group, less conv2', 'lora')
+    """
+    if arm not in (STRIDED, BESIDE):
+        return arm
+    return LESS_CONV2 if (arm == STRIDED) == (task in _STRIDE_IN_CONV2) else LESS_CONV1

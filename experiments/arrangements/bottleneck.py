@@ -41,7 +41,7 @@ class Bottleneck(nn.Module):
 
 
 class BottleneckResNet(nn.Module):
-    """A stem and three blocks of 16, 32 and 64 channels inside; the tensors have the names of torchvision's resnet50.
+    """A stem of stride 2 and three blocks of 16, 32 and 64 channels, with the names of torchvision's resnet50.
 
     Args:
         strides: First and middle stride of the second and third block.
@@ -51,7 +51,7 @@ class BottleneckResNet(nn.Module):
 
     def __init__(self, *, strides: tuple[int, int], num_classes: int, in_channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, _WIDTHS[0], 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, _WIDTHS[0], 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(_WIDTHS[0])
         inputs = _WIDTHS[0]
         for number, width in enumerate(_WIDTHS, start=1):

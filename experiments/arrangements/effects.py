@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from arms import arm_on
 from common.comparison import Comparison, answers_of
 from common.contrasts import Contrast, contrast
 from numpy.typing import NDArray
@@ -59,7 +60,7 @@ def _gaps(found: Comparison, arms: Side, others: Side, seeds: Sequence[int]) -> 
 
 
 def _right(found: Comparison, arms: Side, seeds: Sequence[int]) -> NDArray[np.float64]:
-    answers = [[answers_of(run) for run in _runs(found, arm, seeds)] for arm in arms]
+    answers = [[answers_of(run) for run in _runs(found, arm_on(found.name, arm), seeds)] for arm in arms]
     return np.asarray(answers, dtype=np.float64).mean(axis=0)
 
 

@@ -7,7 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arms import ALTERED, BIASES, HEAD, PARALLEL, PARALLEL_COPY, SERIAL, SERIAL_COPY, UNSTRIDED, WHOLE
+from arms import (
+    ALTERED,
+    BIASES,
+    HEAD,
+    LESS_CONV1,
+    LESS_CONV2,
+    PARALLEL,
+    PARALLEL_COPY,
+    SERIAL,
+    SERIAL_COPY,
+    WHOLE,
+)
 from common.comparison import Comparison
 from effects import effect
 from scores import Score, Share
@@ -21,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FAMILIES = (
-    ("parallel", (*PARALLEL, *PARALLEL_COPY, UNSTRIDED), BLUE, "o"),
+    ("parallel", (*PARALLEL, *PARALLEL_COPY, LESS_CONV1, LESS_CONV2), BLUE, "o"),
     ("serial", (*SERIAL, *SERIAL_COPY), GREEN, "s"),
     ("weight altered", ALTERED, PURPLE, "^"),
     ("biases", (BIASES,), "#b58900", "P"),

@@ -113,7 +113,7 @@ BUDGETS: dict[str, Budget] = {
         rounds=2,
     ),
     "medium": Budget(
-        tasks=_tasks(cifar=_sizes(60, 40, 4)),
+        tasks=_tasks(pneumonia=("base.model.image_size=28",), cifar=_sizes(24, 12, 3)),
         seeds=(0, 1, 2),
         bases=_bases("mnist:{data}", 6000, 4),
         drawings=(
@@ -125,7 +125,7 @@ BUDGETS: dict[str, Budget] = {
     "full": Budget(
         tasks=_tasks(
             ("tune.trials=9", *_sizes(400, 100, 20)),
-            ("tune.trials=9", *_sizes(1000, 130, 20)),
+            ("tune.trials=9", "base.model.image_size=28", *_sizes(1000, 130, 20)),
             ("tune.trials=9", *_sizes(1000, 250, 20)),
         ),
         seeds=(0, 1, 2, 3, 4),

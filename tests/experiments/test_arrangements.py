@@ -179,7 +179,7 @@ def test_arms_at_the_budget_train_as_many_parameters_as_the_arm_that_sets_it(own
 def test_every_arm_is_in_both_grids_and_is_told_about(own: SimpleNamespace):
     names = [[arm["name"] for arm in grid["arm"]] for grid in GRIDS.values()]
     assert names[0] == names[1] == list(own.arms.ABOUT)
-    grouped = {own.arms.HEAD, own.arms.BIASES, own.arms.WHOLE, own.arms.UNSTRIDED}
+    grouped = {own.arms.HEAD, own.arms.BIASES, own.arms.WHOLE, own.arms.LESS_CONV1, own.arms.LESS_CONV2}
     assert set(names[0]) == grouped | set(own.arms.SEPARATE) | set(own.arms.ALTERED)
 
 
@@ -192,9 +192,10 @@ def test_two_forms_of_the_network_differ_in_the_place_of_the_stride_alone(own: S
     strides = [
         {name for name, layer in net.named_modules() if getattr(layer, "stride", None) == (2, 2)} for net in (v1, v15)
     ]
-    shortcuts = {"layer2.0.downsample.0", "layer3.0.downsample.0"}
-    assert strides[0] == {"layer2.0.conv1", "layer3.0.conv1"} | shortcuts
-    assert strides[1] == {"layer2.0.conv2", "layer3.0.conv2"} | shortcuts
+    both = {"conv1", "layer2.0.downsample.0", "layer3.0.downsample.0"}
+    assert strides[0] == {"layer2.0.conv1", "layer3.0.conv1"} | both
+    assert strides[1] == {"layer2.0.conv2", "layer3.0.conv2"} | both
+    assert own.arms.arm_on("letters-v1", own.arms.STRIDED) == own.arms.arm_on("letters-v15", own.arms.BESIDE)
 
 
 def run(*words: str | Path, timeout: float = 280) -> subprocess.CompletedProcess[str]:
@@ -236,15 +237,15 @@ def test_page_marks_claims_by_what_the_figures_say(tmp_path: Path):
     assert verdict(page, "CPD, TKD and CPD-TKD are") == "not held: the other way round"
     assert verdict(page, "The arms at the budget are more accurate than a new head alone") == "held"
     assert verdict(page, "Parallel leads serial by more in v1.5") == "not held: within noise"
-    assert verdict(page, "T_PEFT << T_FFT") == "not held: 0 of 28 (arms on 2 networks) surely below 0.1"
-    assert verdict(page, "T_PEFT < T_FFT") == "held: 28 of 28 (arms on 2 networks) surely below 1"
+    assert verdict(page, "T_PEFT << T_FFT") == "not held: 0 of 26 (arms on 2 networks) surely below 0.1"
+    assert verdict(page, "T_PEFT < T_FFT") == "held: 26 of 26 (arms on 2 networks) surely below 1"
     assert verdict(page, "The order of arrangements on ResNet-50").startswith("not testable here: ")
     better = {arm: 0.99 for arm in ARMS if arm not in ("full", "probe")}
     turned = page_of(tmp_path / "b", {name: task(name, better) for name in NAMES}, cost(0.05))
     assert verdict(turned, "Parallel is more accurate than serial") == "not held: within noise"
     assert verdict(turned, "The arms at the budget are more accurate than full fine-tuning") == "held"
     assert verdict(turned, "Each arm at the budget has a higher decathlon score") == "held"
-    assert verdict(turned, "T_PEFT << T_FFT") == "held: 28 of 28 (arms on 2 networks) surely below 0.1"
+    assert verdict(turned, "T_PEFT << T_FFT") == "held: 26 of 26 (arms on 2 networks) surely below 0.1"
     worse = {arm: 0.2 for arm in ARMS if arm.startswith("parallel")}
     lost = page_of(tmp_path / "c", {name: task(name, worse) for name in NAMES})
     assert verdict(lost, "Parallel is more accurate than serial") == "not held: the other way round"
