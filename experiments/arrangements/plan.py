@@ -100,7 +100,7 @@ def _sizes(per_class: int, val: int, epochs: int) -> tuple[str, ...]:
     return (f"base.data.per_class={per_class}", f"base.data.val_per_class={val}", f"base.train.epochs={epochs}")
 
 
-_SMALL = (*_sizes(2, 1, 1), "tune.trials=2")
+_SMALL = (*_sizes(2, 1, 1), "tune.trials=1")
 BUDGETS: dict[str, Budget] = {
     "small": Budget(
         tasks=(
@@ -113,7 +113,7 @@ BUDGETS: dict[str, Budget] = {
         rounds=2,
     ),
     "medium": Budget(
-        tasks=_tasks(pneumonia=("base.model.image_size=28",), cifar=_sizes(24, 12, 3)),
+        tasks=_tasks(pneumonia=("base.model.image_size=28",), cifar=_sizes(20, 12, 3)),
         seeds=(0, 1, 2),
         bases=_bases("mnist:{data}", 6000, 4),
         drawings=(
