@@ -100,9 +100,10 @@ def _scores(scores: Sequence[Score], sizes: Mapping[str, int], times: Mapping[st
         if arm in times:
             _put(panels[-1], score, times[arm].mean)
     panels[0].set_xscale("log")
+    panels[0].tick_params(which="both", length=0)
     if times:
         style_axes(panels[1], title="Time", x="time of an epoch as a share of full, ResNet-20")
-        panels[1].set_xlim(left=0)
+        panels[1].set_xlim(0, 1.05 * max(share.mean for share in times.values()))
     for name, _, colour, marker in _FAMILIES:
         panels[-1].plot([], [], marker, color=colour, label=name, linestyle="none")
     panels[-1].legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))

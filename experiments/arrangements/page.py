@@ -233,7 +233,7 @@ def _time(every: Mapping[str, Comparison], times: Mapping[str, Mapping[str, Shar
         "geometric mean of the quotients, in brackets its 95 % t-interval over the rounds, and then the lowest and "
         f"highest quotient. The row `{WHOLE}` is a second network measured like the others and shows the noise. What "
         "lies before the first trained layer is computed once before, as a training does; that is not in the epoch. "
-        "Other work ran on the machine."
+        "Times are those of the processor, as other work ran on the machine."
     )
     yield table(
         ("arm", *(each for name in names for each in (every[name].content["title"], "lowest to highest"))),
@@ -269,6 +269,8 @@ def _limits(comparisons: Sequence[Comparison]) -> Iterator[str]:
         edges_line(comparisons, setting="{} images a class"),
         "Budgets are equal in parameters, not in sites, and each arm has one rank: another rank on other layers with "
         "the same number of parameters may do better.",
+        "One rate drives an adapter and the new head beside it: where they want different ones the arm is worse off than "
+        "the head alone, which has its own.",
         "Groups and copies differ in parallel only where a layer has other numbers of channels in and out: in three of "
         "nineteen layers of ResNet-20, in most of the bottleneck network.",
         "The residual adapters, 1x1 convolutions over all channels, are not on the map: one layer of 64 channels "

@@ -67,7 +67,7 @@ class Budget:
     bases: tuple[Base, ...]
     drawings: tuple[Drawing, ...]
     copies: tuple[str, ...] = ()
-    rounds: int = 7
+    rounds: int = 5
 
 
 _V1 = ('base.model.source="bottleneck:v1"', 'base.model.weights="mnist-v1.safetensors"')
@@ -89,10 +89,10 @@ def _tasks(
     letters: tuple[str, ...] = (), pneumonia: tuple[str, ...] = (), cifar: tuple[str, ...] = ()
 ) -> tuple[Task, ...]:
     return (
-        Task("letters-v15", "EMNIST letters, v1.5", "bottleneck.toml", letters),
-        Task("letters-v1", "EMNIST letters, v1", "bottleneck.toml", (*_V1, *letters)),
+        Task("letters-v15", "EMNIST letters (v1.5)", "bottleneck.toml", letters),
         Task("pneumonia", "PneumoniaMNIST", "resnet20.toml", pneumonia),
         Task("cifar10", "CIFAR-10", "resnet20.toml", (*_CIFAR10, *cifar)),
+        Task("letters-v1", "EMNIST letters (v1)", "bottleneck.toml", (*_V1, *letters)),
     )
 
 
@@ -104,8 +104,8 @@ _SMALL = (*_sizes(2, 1, 1), "tune.trials=1")
 BUDGETS: dict[str, Budget] = {
     "small": Budget(
         tasks=(
-            Task("letters-v15", "Drawn letters, v1.5", "bottleneck.toml", _SMALL),
-            Task("letters-v1", "Drawn letters, v1", "bottleneck.toml", (*_V1, *_SMALL)),
+            Task("letters-v15", "Drawn letters (v1.5)", "bottleneck.toml", _SMALL),
+            Task("letters-v1", "Drawn letters (v1)", "bottleneck.toml", (*_V1, *_SMALL)),
         ),
         seeds=(0, 1),
         bases=_bases("glyphs:digits", 300, 2),

@@ -268,7 +268,7 @@ def test_page_of_a_run_that_was_cut_off_says_what_is_planned(tmp_path: Path):
     tasks = {"letters-v15": task("letters-v15"), "pneumonia": task("pneumonia", seeds=(0, 1)), "cifar10": cut}
     page = page_of(tmp_path, tasks)
     assert "- CIFAR-10: belongs to this budget and is not measured yet" in page
-    assert "- EMNIST letters, v1: belongs to this budget and is not measured yet" in page
+    assert "- EMNIST letters (v1): belongs to this budget and is not measured yet" in page
     planned = len(ARMS) * len(SEEDS)
     assert f"Made up pneumonia: {planned} runs are planned, {planned - len(ARMS)} are done so far" in page
 
