@@ -23,7 +23,7 @@ from convpeft.training.preparing import prepare_run
 from convpeft.training.recipe import Recipe
 from convpeft.training.serving import serve
 
-_IMAGES = 96  # of an epoch, about
+_IMAGES = 60  # of an epoch, about
 
 
 class Trainer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 
 from common.collecting import Store, Task
 from common.running import compare
-from plan import BUDGETS, TIMED
+from plan import BUDGETS, SCORED, TIMED
 
 from convpeft.comparing import read_grid
 from convpeft.reporting import write_whole
@@ -40,12 +41,13 @@ class Doing:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *([known] if known else [])])  # for bottleneck.py
 
     def run(self, results: Path) -> None:
-        """Every transfer with its first seed, then with one seed more, and so on."""
+        """Every scored transfer with its first seed, then with one seed more, and so on; then the other form."""
         self._prepare()
         shutil.copyfile(self._files / "prepared.json", results / "prepared.json")
         store = self._store(results)
-        for count in range(1, len(self._budget.seeds) + 1):
-            for task in self._budget.tasks:
+        for scored in (True, False):
+            tasks = [task for task in self._budget.tasks if (task.name in SCORED) == scored]
+            for count, task in itertools.product(range(1, len(self._budget.seeds) + 1), tasks):
                 self._compare(_with_seeds(task, self._budget.seeds[:count]), store, self._work)
                 self._take(task, store)
 

@@ -269,8 +269,8 @@ def _limits(comparisons: Sequence[Comparison]) -> Iterator[str]:
         edges_line(comparisons, setting="{} images a class"),
         "Budgets are equal in parameters, not in sites, and each arm has one rank: another rank on other layers with "
         "the same number of parameters may do better.",
-        "One rate drives an adapter and the new head beside it: where they want different ones the arm is worse off than "
-        "the head alone, which has its own.",
+        "One rate drives an adapter and the new head beside it: where the two want different ones the arm is worse off "
+        "than the head alone, which has its own.",
         "Groups and copies differ in parallel only where a layer has other numbers of channels in and out: in three of "
         "nineteen layers of ResNet-20, in most of the bottleneck network.",
         "The residual adapters, 1x1 convolutions over all channels, are not on the map: one layer of 64 channels "
