@@ -250,6 +250,28 @@ def _share_cells(share: Share) -> tuple[str, str]:
     return f"{share.mean:.2f} [{share.low:.2f}, {share.high:.2f}]", f"{share.least:.2f} to {share.most:.2f}"
 
 
+def _coarse_line(comparisons: Sequence[Comparison]) -> str:
+    """How the highest rate fares in draws that it was not chosen on."""
+    counts = {True: [0, 0], False: [0, 0]}  # at the highest rate or below: runs, and those that lose to the head alone
+    for found in comparisons:
+        setting = found.settings[0]
+        head = {run["seed"]: run["test_accuracy"] for run in found.cell(HEAD, setting).runs}
+        for arm in [each for each in found.arms if each != HEAD]:
+            highest = max(each["lr"] for each in found.tried(arm, setting))
+            for run in found.cell(arm, setting).runs:
+                told = counts[run["lr"] == highest]
+                told[0] += 1
+                told[1] += run["test_accuracy"] < head[run["seed"]]
+    rates = [each["lr"] for each in comparisons[0].tried(HEAD, comparisons[0].settings[0])]
+    apart = f"{rates[1] / rates[0]:.0f} times apart" if len(rates) > 1 else "alone"
+    (high, lost), (low, beaten) = counts[True], counts[False]
+    return (
+        f"{words(len(rates)).capitalize()} rates, {apart}, are few: an arm whose best rate lies between two of them "
+        "takes one that is slow or one that breaks down in some draws. Of the runs at the highest rate "
+        f"{lost} of {high} are less accurate than the new head alone with the same seed, of the others {beaten} of {low}."
+    )
+
+
 def _limits(comparisons: Sequence[Comparison]) -> Iterator[str]:
     yield "## How far this goes"
     from claims import CLAIMS
@@ -267,6 +289,7 @@ def _limits(comparisons: Sequence[Comparison]) -> Iterator[str]:
         f"About {compared} differences are looked at at the 5 % level: {0.05 * compared:.0f} would be beyond noise by "
         "chance alone.",
         edges_line(comparisons, setting="{} images a class"),
+        _coarse_line(comparisons),
         "Budgets are equal in parameters, not in sites, and each arm has one rank: another rank on other layers with "
         "the same number of parameters may do better.",
         "One rate drives an adapter and the new head beside it: where the two want different ones the arm is worse off "
