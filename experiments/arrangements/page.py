@@ -268,7 +268,8 @@ def _coarse_line(comparisons: Sequence[Comparison]) -> str:
     return (
         f"{words(len(rates)).capitalize()} rates, {apart}, are few: an arm whose best rate lies between two of them "
         "takes one that is slow or one that breaks down in some draws. Of the runs at the highest rate "
-        f"{lost} of {high} are less accurate than the new head alone with the same seed, of the others {beaten} of {low}."
+        f"{lost} of {high} are less accurate than the new head alone with the same seed, of the others "
+        f"{beaten} of {low}."
     )
 
 
