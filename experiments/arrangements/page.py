@@ -10,7 +10,7 @@ from typing import Any
 
 from arms import ABOUT, AT_BUDGET, HEAD, PARALLEL, WHOLE
 from claims import claim_blocks, stride_blocks
-from common.blocks import edges_line, unfinished_lines
+from common.blocks import unfinished_lines
 from common.comparison import Comparison
 from common.wording import accuracy_cell, difference_cell, listed, table, words
 from effects import mean_effect
@@ -96,7 +96,13 @@ def _head(
 def _short(scored: Sequence[Comparison]) -> Iterator[str]:
     from claims import CLAIMS
 
-    for claim in CLAIMS[:5]:
+    for against in (WHOLE, HEAD):
+        signs = [mean_effect(scored, [arm], [against]).sign for arm in AT_BUDGET]
+        yield (
+            f"One by one, {words(signs.count(1))} of the {words(len(signs))} arms at the budget are more accurate than "
+            f"`{against}` beyond noise on the mean of the transfers, and {words(signs.count(-1))} less."
+        )
+    for claim in CLAIMS[:6]:
         found = mean_effect(scored, claim.arms, claim.others)
         word = {1: "held", -1: "the other way round", 0: "within noise"}[found.sign]
         yield f"{claim.sentence}: {word}, {difference_cell(found).removesuffix(' ○')} points."
@@ -120,8 +126,7 @@ def _done(every: Mapping[str, Comparison], prepared: Line) -> Iterator[str]:
             for each in prepared.get("bases", [])
         ),
         *unfinished_lines(comparisons),
-        f"The same for every arm: batches of {first.content['train']['batch_size']}, AdamW, cosine with warm-up, no "
-        "augmentation. The epoch with the best validation accuracy is kept, and the test split is looked at once.",
+        "The same for every arm: AdamW, cosine with warm-up, no augmentation. The epoch with the best validation accuracy is kept, and the test split is looked at once.",
         f"Learning rate: {words(first.content['trials'])} values for each arm and transfer, spread evenly over "
         f"{first.content['ranges']['train.lr']}, the same for all; the highest validation accuracy wins (seed "
         f"{first.content['tuning_seed']}, used for nothing else, with images of its own draw).",
@@ -169,7 +174,7 @@ def _task_line(found: Comparison) -> str:
         f"{content['title']}: `{content['source']}` from `{content['model']['source']}` "
         f"(`{content['model']['weights']}`): {format_count(run['images']['train'])} training, "
         f"{format_count(run['images']['val'])} validation and {format_count(run['images']['test'])} test images, "
-        f"{run['epochs']} epochs."
+        f"{run['epochs']} epochs in batches of {content['train']['batch_size']}."
     )
 
 
@@ -250,6 +255,16 @@ def _share_cells(share: Share) -> tuple[str, str]:
     return f"{share.mean:.2f} [{share.low:.2f}, {share.high:.2f}]", f"{share.least:.2f} to {share.most:.2f}"
 
 
+def _edges_line(comparisons: Sequence[Comparison]) -> str:
+    edges = [(found.content["title"], len(found.at_edge())) for found in comparisons]
+    cells = sum(len(found.cells()) for found in comparisons)
+    return (
+        f"{sum(count for _, count in edges)} of {cells} chosen learning rates are the lowest or the highest that was "
+        f"tried ({listed(f'{count} on {title}' for title, count in edges)}); the table of accuracies has them all. A "
+        "wider or finer range might do better there."
+    )
+
+
 def _coarse_line(comparisons: Sequence[Comparison]) -> str:
     """How the highest rate fares in draws that it was not chosen on."""
     counts = {True: [0, 0], False: [0, 0]}  # at the highest rate or below: runs, and those that lose to the head alone
@@ -289,7 +304,7 @@ def _limits(comparisons: Sequence[Comparison]) -> Iterator[str]:
         "have missed. The claims were written down before the runs, with the groups of arms that they compare.",
         f"About {compared} differences are looked at at the 5 % level: {0.05 * compared:.0f} would be beyond noise by "
         "chance alone.",
-        edges_line(comparisons, setting="{} images a class"),
+        _edges_line(comparisons),
         _coarse_line(comparisons),
         "Budgets are equal in parameters, not in sites, and each arm has one rank: another rank on other layers with "
         "the same number of parameters may do better.",
