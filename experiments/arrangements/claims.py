@@ -23,6 +23,7 @@ from arms import (
     TENSORS,
     UNSCALED,
     WHOLE,
+    arm_on,
 )
 from common.comparison import Comparison
 from common.contrasts import Contrast
@@ -102,7 +103,13 @@ def claim_blocks(
     yield table(
         ("claim", *(found.content["title"] for found in columns)),
         [
-            (claim.sentence, *(difference_cell(effect(found, claim.arms, claim.others)) for found in columns))
+            (
+                claim.sentence,
+                *(
+                    difference_cell(effect(found, claim.arms, claim.others)) if has_arms(found, claim) else NOTHING
+                    for found in columns
+                ),
+            )
             for claim in CLAIMS
         ],
     )
@@ -128,6 +135,7 @@ def stride_blocks(every: Mapping[str, Comparison]) -> Iterator[str]:
             difference_cell(change_of_effect(v15, v1, claim.arms, claim.others)),
         )
         for claim in CLAIMS
+        if has_arms(v1, claim)
     ]
     yield table(("difference", "v1", "v1.5", "v1.5 less v1"), rows)
     changed = [row[0] for row in rows if not row[-1].endswith("○")]
@@ -148,6 +156,11 @@ def _stride_rows(every: Mapping[str, Comparison]) -> Iterator[tuple[str, ...]]:
             "Adapters on the layer with the stride pay more in v1.5 than in v1 (letters)",
             change_of_effect(v15, v1, PARALLEL[:1], (STRIDED,)),
         )
+
+
+def has_arms(found: Comparison, claim: Claim) -> bool:
+    """Whether a transfer has what a claim is about; one that was cut off may lack arms."""
+    return all(arm_on(found.name, arm) in found.arms for arm in (*claim.arms, *claim.others))
 
 
 def _row(sentence: str, found: Contrast) -> tuple[str, ...]:

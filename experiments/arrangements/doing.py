@@ -17,6 +17,7 @@ from common.running import compare
 from plan import BUDGETS, SCORED, TIMED
 
 from convpeft.comparing import read_grid
+from convpeft.comparing.store import RESULTS, read_results
 from convpeft.reporting import write_whole
 
 HERE = Path(__file__).resolve().parent
@@ -55,7 +56,8 @@ class Doing:
         """Keep what a run has come to that was cut off."""
         store = self._store(results)
         for task in self._budget.tasks:
-            if (self._work / task.name / "results.jsonl").is_file():
+            rows = read_results(self._work / task.name / RESULTS).values()
+            if any(row["kind"] == "run" for row in rows):
                 self._take(task, store)
 
     def cost(self, results: Path) -> None:

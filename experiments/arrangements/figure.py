@@ -73,6 +73,8 @@ def _differences(comparisons: Sequence[Comparison]) -> Figure:
         axes.axvline(0, color=ORANGE, linewidth=1.2)
         axes.grid(axis="x", color=GRID, linewidth=0.8)
         for place, arm in enumerate(arms):
+            if arm not in found.arms:
+                continue
             gap = effect(found, [arm], [WHOLE])
             assert gap.seeds.low is not None and gap.seeds.high is not None
             colour, marker = _look(arm)

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arms import ABOUT, AT_BUDGET, HEAD, PARALLEL, WHOLE
+from arms import ABOUT, AT_BUDGET, HEAD, LESS_CONV1, LESS_CONV2, PARALLEL, SERIAL, WHOLE
 from claims import claim_blocks, stride_blocks
 from common.blocks import unfinished_lines
 from common.comparison import Comparison
-from common.wording import accuracy_cell, difference_cell, listed, table, words
+from common.wording import NOTHING, accuracy_cell, difference_cell, listed, table, words
 from effects import mean_effect
 from figure import draw_all
 from made import made_block
@@ -30,7 +30,8 @@ def write_page(folder: Path, docs: Path) -> None:
     """Write the page and its plots below `docs` from the three files of a folder; equal files give equal bytes."""
     content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     beside = {name: _read(folder / f"{name}.json") for name in ("cost", "prepared")}
-    every = {name: Comparison(name, task) for name, task in content["tasks"].items() if _is_begun(task)}
+    begun = {name: _begun(task) for name, task in content["tasks"].items()}
+    every = {name: Comparison(name, task) for name, task in begun.items() if _is_enough(name, task)}
     scored = [every[name] for name in SCORED if name in every]
     if not scored:
         raise SystemExit(f"{folder}: no transfer has every arm with one seed yet. Run it on.")
@@ -53,10 +54,16 @@ def write_page(folder: Path, docs: Path) -> None:
     (docs / f"{NAME}.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 
 
-def _is_begun(task: Line) -> bool:
-    """Whether every arm has the first seed."""
-    first = [run["arm"] for run in task["runs"] if run["seed"] == task["runs"][0]["seed"]]
-    return set(first) == set(task["arms"])
+def _begun(task: Line) -> dict[str, Any]:
+    """A transfer with the arms that have runs."""
+    known = {run["arm"] for run in task["runs"]}
+    return {**task, "arms": [arm for arm in task["arms"] if arm in known], "every": len(task["arms"])}
+
+
+def _is_enough(name: str, task: Line) -> bool:
+    """Whether there is something to tell: of the scored transfers every arm, of the other what its claims rest on."""
+    whole = len(task["arms"]) == task["every"]
+    return whole if name in SCORED else {*PARALLEL, *SERIAL, LESS_CONV1, LESS_CONV2, WHOLE} <= set(task["arms"])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -83,11 +90,17 @@ def _head(
         f"full fine-tuning has {means[WHOLE]} and a new head {means[HEAD]}.",
         *_short(scored),
     ]
+    edges, cells = sum(len(found.at_edge()) for found in scored), sum(len(found.cells()) for found in scored)
+    if edges:
+        lines.append(
+            f"{edges} of {cells} learning rates lie at an end of what was tried, and training is short: a first sketch "
+            "of the map, whose intervals hold differences that would matter."
+        )
     if times:
         low, high = _time_range(times)
         lines.append(
-            f"An epoch of an arm takes {low:.2f} to {high:.2f} of the time of one of full fine-tuning: few parameters "
-            "are no short training."
+            f"An epoch of an arm at the budget takes {low:.2f} to {high:.2f} of the time of one of full fine-tuning: few "
+            "parameters are no short training."
         )
     lines += [f"{title}: belongs to this budget and is not measured yet; the command below does." for title in lacking]
     yield "\n".join(f"- {line}" for line in lines)
@@ -97,10 +110,11 @@ def _short(scored: Sequence[Comparison]) -> Iterator[str]:
     from claims import CLAIMS
 
     for against in (WHOLE, HEAD):
-        signs = [mean_effect(scored, [arm], [against]).sign for arm in AT_BUDGET]
+        signs = {arm: mean_effect(scored, [arm], [against]).sign for arm in AT_BUDGET}
+        more, less = (listed(f"`{arm}`" for arm in AT_BUDGET if signs[arm] == sign) for sign in (1, -1))
         yield (
-            f"One by one, {words(signs.count(1))} of the {words(len(signs))} arms at the budget are more accurate than "
-            f"`{against}` beyond noise on the mean of the transfers, and {words(signs.count(-1))} less."
+            f"Of the {words(len(signs))} arms at the budget, one by one and on the mean of the transfers, more accurate "
+            f"than `{against}` beyond noise: {more}; less accurate: {less}."
         )
     for claim in CLAIMS[:6]:
         found = mean_effect(scored, claim.arms, claim.others)
@@ -126,7 +140,8 @@ def _done(every: Mapping[str, Comparison], prepared: Line) -> Iterator[str]:
             for each in prepared.get("bases", [])
         ),
         *unfinished_lines(comparisons),
-        "The same for every arm: AdamW, cosine with warm-up, no augmentation. The epoch with the best validation accuracy is kept, and the test split is looked at once.",
+        "The same for every arm: AdamW, cosine with warm-up, no augmentation. The epoch with the best validation "
+        "accuracy is kept, and the test split is looked at once.",
         f"Learning rate: {words(first.content['trials'])} values for each arm and transfer, spread evenly over "
         f"{first.content['ranges']['train.lr']}, the same for all; the highest validation accuracy wins (seed "
         f"{first.content['tuning_seed']}, used for nothing else, with images of its own draw).",
@@ -192,8 +207,14 @@ def _transfers(every: Mapping[str, Comparison], drawn: Sequence[str]) -> Iterato
         [
             (
                 f"`{arm}`",
-                *(accuracy_cell(found.cell(arm, found.settings[0])) for found in comparisons),
-                ", ".join(f"{found.cell(arm, found.settings[0]).runs[0]['lr']:.2g}" for found in comparisons),
+                *(
+                    accuracy_cell(found.cell(arm, found.settings[0])) if arm in found.arms else NOTHING
+                    for found in comparisons
+                ),
+                ", ".join(
+                    f"{found.cell(arm, found.settings[0]).runs[0]['lr']:.2g}" if arm in found.arms else NOTHING
+                    for found in comparisons
+                ),
             )
             for arm in comparisons[0].arms
         ],
@@ -268,7 +289,7 @@ def _edges_line(comparisons: Sequence[Comparison]) -> str:
 def _coarse_line(comparisons: Sequence[Comparison]) -> str:
     """How the highest rate fares in draws that it was not chosen on."""
     counts = {True: [0, 0], False: [0, 0]}  # at the highest rate or below: runs, and those that lose to the head alone
-    for found in comparisons:
+    for found in [each for each in comparisons if HEAD in each.arms]:
         setting = found.settings[0]
         head = {run["seed"]: run["test_accuracy"] for run in found.cell(HEAD, setting).runs}
         for arm in [each for each in found.arms if each != HEAD]:

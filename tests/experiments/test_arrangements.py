@@ -273,6 +273,17 @@ def test_page_of_a_run_that_was_cut_off_says_what_is_planned(tmp_path: Path):
     assert f"Made up pneumonia: {planned} runs are planned, {planned - len(ARMS)} are done so far" in page
 
 
+def test_page_shows_a_second_form_that_lacks_arms(tmp_path: Path):
+    tasks = {name: task(name) for name in ("letters-v15", "pneumonia", "cifar10", "letters-v1")}
+    v1 = tasks["letters-v1"]
+    v1["runs"] = [run for run in v1["runs"] if run["arm"] not in ("lora", "cp", "probe")]
+    page = page_of(tmp_path, tasks)
+    assert f"Made up letters-v1: {len(ARMS) * len(SEEDS)} runs are planned, {(len(ARMS) - 3) * len(SEEDS)} are" in page
+    row = next(line for line in page.splitlines() if line.startswith("| `cp` | 5"))
+    assert row.split(" | ")[4] == "-"
+    assert verdict(page, "Parallel leads serial by more in v1.5") == "not held: within noise"
+
+
 def test_page_of_one_seed_claims_nothing(tmp_path: Path):
     page = page_of(tmp_path, {name: task(name, seeds=(0,)) for name in NAMES})
     assert verdict(page, "Parallel is more accurate than serial") == "not held: within noise"
