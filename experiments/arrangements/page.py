@@ -99,8 +99,8 @@ def _head(
     if times:
         low, high = _time_range(times)
         lines.append(
-            f"An epoch of an arm at the budget takes {low:.2f} to {high:.2f} of the time of one of full fine-tuning: few "
-            "parameters are no short training."
+            f"An epoch of an arm at the budget takes {low:.2f} to {high:.2f} of the time of one of full fine-tuning: "
+            "few parameters are no short training."
         )
     lines += [f"{title}: belongs to this budget and is not measured yet; the command below does." for title in lacking]
     yield "\n".join(f"- {line}" for line in lines)
@@ -113,8 +113,8 @@ def _short(scored: Sequence[Comparison]) -> Iterator[str]:
         signs = {arm: mean_effect(scored, [arm], [against]).sign for arm in AT_BUDGET}
         more, less = (listed(f"`{arm}`" for arm in AT_BUDGET if signs[arm] == sign) for sign in (1, -1))
         yield (
-            f"Of the {words(len(signs))} arms at the budget, one by one and on the mean of the transfers, more accurate "
-            f"than `{against}` beyond noise: {more}; less accurate: {less}."
+            f"Of the {words(len(signs))} arms at the budget, one by one and on the mean of the transfers, more "
+            f"accurate than `{against}` beyond noise: {more}; less accurate: {less}."
         )
     for claim in CLAIMS[:6]:
         found = mean_effect(scored, claim.arms, claim.others)
