@@ -268,8 +268,8 @@ def _time(every: Mapping[str, Comparison], times: Mapping[str, Mapping[str, Shar
     yield (
         "An adapter saves the gradients of the weights and the optimiser's work on them, not the way forward, nor the "
         "way back through the layers above the first that it changes: that is why a hundredth of the parameters does "
-        "not take a hundredth of the time. A layer in series is one more to run, forward and back, which costs more than "
-        "it saves. Equal epochs are compared; time to an equal accuracy was not measured."
+        "not take a hundredth of the time. A layer in series is one more to run, forward and back, which costs more "
+        "than it saves. Equal epochs are compared; time to an equal accuracy was not measured."
     )
 
 
