@@ -290,10 +290,11 @@ def test_page_of_one_seed_claims_nothing(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_small_budget_runs_goes_on_and_gives_a_cell_again(tmp_path: Path):
     pytest.importorskip("optuna")
     words = ("--budget", "small", "--work", tmp_path / "work")
-    first = run("run", *words, "--results", tmp_path)
+    first = run("run", *words, "--results", tmp_path, timeout=900)
     assert first.returncode == 0, first.stderr
     before = (tmp_path / "results.json").read_bytes()
     tasks = json.loads(before)["tasks"]
