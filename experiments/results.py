@@ -31,6 +31,12 @@ class Page:
 
 PAGES = (
     Page(
+        "arrangements",
+        "experiments/arrangements/results.json",
+        ("experiments/arrangements/run.py", "page", "--docs", "{docs}/results"),
+        ("results/arrangements.md", "results/arrangements"),
+    ),
+    Page(
         "colora",
         "experiments/colora/results.json",
         ("experiments/colora/run.py", "page", "--docs", "{docs}/results"),
