@@ -22,7 +22,8 @@ class Images:
         choosing: Chooses ranks, and in restoring the epoch.
         test: Judges.
         classes: How many there are.
-        restore_on: An .npz file with the restoring, the choosing and the test images; None where nothing is restored.
+        restore_on: An .npz file with the restoring and the choosing images, and as many of the test images as the
+            format needs, ten, at which nobody looks; None where nothing is restored.
     """
 
     choosing: Split
@@ -42,7 +43,10 @@ def images_for(network: str, root: Path | None, budget: Budget, seed: int, work:
     if not file.is_file():
         _write(file, _glyphs() if source == GENERATED else _pictures(root), budget, seed)
     dataset = load_data(f"npz:{file}")
-    return Images(dataset.val, dataset.test, len(dataset.classes), file)
+    restore_on = file.with_stem(f"{file.stem}-restoring")
+    with np.load(file) as arrays:
+        np.savez(restore_on, **{key: x[:10] if key.startswith("test") else x for key, x in arrays.items()})
+    return Images(dataset.val, dataset.test, len(dataset.classes), restore_on)
 
 
 def digests(images: Images) -> dict[str, str]:

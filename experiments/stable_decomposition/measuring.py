@@ -40,6 +40,7 @@ class Bench:
     def __init__(self, budget: Budget, root: Path | None, weights: Mapping[str, Path], work: Path) -> None:
         self.budget, self._root, self._weights, self._work = budget, root, weights, work
         self._ready: dict[tuple[str, int], tuple[nn.Module, Images, Judge, Judge]] = {}
+        self._before: dict[tuple[str, int], dict[str, Any]] = {}
         self._search: tuple[tuple[Any, ...], Compressor] | None = None
 
     def images(self, case: Case) -> Images:
@@ -60,14 +61,14 @@ class Bench:
             **case,
             **facts,
             "multiplications": [sum(multiplications(each, shape).values()) for each in (model, thin)],
-            "before": bits(test.predictions(model).correct),
+            "before": self._before[case["network"], case["seed"]],
             "thin": bits(test.predictions(thin).correct),
             "search_seconds": round(searched, 1),
         }
         if case["kind"] == TUNE:
-            line["tried"] = [self._restored(file, arm, rate, images, case) for arm in RESTORING for rate in RATES]
+            line["tried"] = [self._restored(file, arm, rate, case) for arm in RESTORING for rate in RATES]
         elif images.restore_on is not None and (case["kind"] == EQUAL or case["setting"] in self.budget.restored):
-            line["restored"] = [self._restored(file, arm, rates[arm], images, case) for arm in RESTORING]
+            line["restored"] = [self._restored(file, arm, rates[arm], case) for arm in RESTORING]
         file.unlink()
         return line | {"seconds": round(time.perf_counter() - began, 1)}
 
@@ -80,6 +81,7 @@ class Bench:
             assert preprocessing is not None
             judges = [Judge(each, preprocessing, classes=images.classes) for each in (images.choosing, images.test)]
             self._ready[key] = (model, images, judges[0], judges[1])
+            self._before[key] = bits(judges[1].predictions(model).correct)
         return self._ready[key]
 
     def _searched(self, case: Case, model: nn.Module, choosing: Judge, file: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -117,8 +119,9 @@ class Bench:
         save_compressed(work, file, thin, source=source_of(model))
         return work, {"choosing": [search.base, after], "parameters": sizes, "trials": search.trials, "layers": told}
 
-    def _restored(self, file: Path, arm: str, rate: float, images: Images, case: Case) -> dict[str, Any]:
+    def _restored(self, file: Path, arm: str, rate: float, case: Case) -> dict[str, Any]:
         """Train the thin network on the restoring images; the epoch is the best on the choosing images."""
+        _, images, _, test = self._prepared(case)
         out = self._work / "run"
         recipe = as_recipe(
             {
@@ -142,15 +145,14 @@ class Bench:
             }
         finally:
             shutil.rmtree(out, ignore_errors=True)
-        best, predictions = result.fit.best, result.predictions
-        assert (np.diff(predictions.index) > 0).all()  # in the order in which the judge sees them
+        best = result.fit.best
         return {
             "arm": arm,
             "rate": rate,
             "trained": result.count.trainable,
             "val_accuracy": round(best.val_accuracy, 6),
             "val_loss": round(best.val_loss, 6),
-            **bits(predictions.correct),
+            **bits(test.predictions(result.model).correct),
         }
 
 

@@ -87,12 +87,12 @@ class Summary:
 
     def networks(self, kind: str) -> list[str]:
         """Those that have lines of a kind, as they are planned."""
-        order = self.budget.equal if kind != SEARCH else [sweep.network for sweep in self.budget.sweeps]
-        return [network for network in order if self.of(kind, network=network)]
+        parts = self.budget.searched if kind == SEARCH else self.budget.equal
+        return [part.network for part in parts if self.of(kind, network=part.network)]
 
     def methods(self, network: str) -> list[str]:
         """The methods of a network that are searched."""
-        methods = next(sweep.methods for sweep in self.budget.sweeps if sweep.network == network)
+        methods = next(sweep.methods for sweep in self.budget.searched if sweep.network == network)
         return [method for method in methods if self.of(SEARCH, network=network, method=method)]
 
     def settings(self, kind: str, network: str) -> list[float]:
