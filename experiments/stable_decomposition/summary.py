@@ -149,6 +149,19 @@ def contrast(pairs: Sequence[Pair]) -> Contrast | None:
     return Contrast(seed_difference(over, [0.0] * len(over)), low, high)
 
 
+def over_rates(line: Line, other: Line, arm: str) -> Contrast | None:
+    """The mean difference over all rates that were tried; None where none of them ended well in both."""
+    gaps: list[NDArray[np.float64]] = []
+    for one, its in zip(line["tried"], other["tried"], strict=True):
+        if one["arm"] == arm and "right" in one and "right" in its:
+            gaps.append(unpacked(one) - unpacked(its))
+    if not gaps:
+        return None
+    images = np.mean(gaps, axis=0)
+    low, high = bootstrap_interval(images, seed=0, resamples=_RESAMPLES)
+    return Contrast(seed_difference([float(images.mean())], [0.0]), low, high)
+
+
 def accuracy(lines: Sequence[Line], stage: Stage) -> tuple[list[float], int, int]:
     """Accuracies, one a seed, and of all images together how many are right, and how many there are."""
     found = [each for line in lines if (each := answers(line, stage)) is not None]

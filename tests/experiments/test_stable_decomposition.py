@@ -22,12 +22,12 @@ RESULTS = EXPERIMENT / "results.jsonl"
 IMAGES = 400
 NETWORK, SHARE, DROP, TUNING_SEED = "cifar-resnet/20", 0.5, 0.05, 1000
 ARMS, RATES = ("full", "lora"), (0.0001, 0.001, 0.01, 0.1)
-# Chances of being right: the correction helps a lot, adapters restore as full does, and the drop is as it was allowed.
+# Chances of being right: the correction helps a lot, adapters restore as full does, and nothing is lost on new images.
 CHANCES = {
     "before": 0.9,
     ("equal ranks", "cpd"): 0.4,
     ("equal ranks", "cpd-epc"): 0.7,
-    "search": 0.9,
+    "search": 0.95,
     ("restored", "cpd"): 0.6,
     ("restored", "cpd-epc"): 0.8,
     "lora": 0.0,  # more than full
@@ -89,7 +89,7 @@ def made_up(change: dict[Any, Any] | None = None, seeds: tuple[int, ...] = (0, 1
 
     def line(kind: str, method: str, setting: float, seed: int, thin: float) -> dict[str, Any]:
         plain = 1000.0 + 10 * seed
-        spread = chances["operations"][method] * (1 + 0.01 * seed)
+        spread = chances["operations"][method] * (1 + 0.002 * len(method) * seed)
         sensitive = plain * (1 if method == "cpd" else chances["sensitivity"] * (1 + 0.01 * seed))
         layer = {"path": "a", "shape": [8, 8, 3, 3], "ranks": [3], "plain_sensitivity": plain, "sensitivity": sensitive}
         layer |= {"error": 0.25 * (1 if method == "cpd" else chances["error"]), "plain_largest": 0.9, "largest": 0.75}
@@ -120,7 +120,7 @@ def made_up(change: dict[Any, Any] | None = None, seeds: tuple[int, ...] = (0, 1
     ]
     for method in ("cpd", "cpd-epc"):
         tried = [
-            restored(arm, rate, chances["high"][method] if rate == RATES[-1] else 0.8, 0.9 if rate == RATES[1] else 0.5)
+            restored(arm, rate, chances["high"][method], 0.9 if rate == RATES[1] else 0.5)
             for arm, rate in itertools.product(ARMS, RATES)
         ]
         lines.append(line("rates", method, SHARE, TUNING_SEED, 0.5) | {"tried": tried})
@@ -160,7 +160,7 @@ def verdicts(page: str) -> dict[str, str]:
 LOWERS = "The correction lowers the sensitivity at equal rank and about equal error"
 THIN = "Corrected CPD is more accurate than plain at equal ranks, thin, before anything is trained"
 FULL = "Corrected CPD is more accurate than plain at equal ranks, restored by `full`"
-HIGH = "Trained at too high a rate, plain CPD breaks down further than corrected"
+HIGH = "Corrected CPD bears learning rates better than plain (mean over all rates that were tried)"
 WITHIN = "The drop on new images stays within what was allowed on those that chose"
 ADAPTERS = "Adapters restore as well as full fine-tuning, to within 1 point"
 FEWEST = "`tucker-cpd` needs the fewest operations at equal allowed drop: fewer than `cpd-epc`"
