@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from images import Images, images_for
-from plan import EQUAL, RATES, RESTORING, SEARCH, TUNE, Budget, Case
+from plan import RATES, RESTORING, SEARCH, TUNE, Budget, Case, is_restored
 from torch import nn
 
 import convpeft
@@ -67,7 +67,7 @@ class Bench:
         }
         if case["kind"] == TUNE:
             line["tried"] = [self._restored(file, arm, rate, case) for arm in RESTORING for rate in RATES]
-        elif images.restore_on is not None and (case["kind"] == EQUAL or case["setting"] in self.budget.restored):
+        elif images.restore_on is not None and is_restored(self.budget, case):
             line["restored"] = [self._restored(file, arm, rates[arm], case) for arm in RESTORING]
         file.unlink()
         return line | {"seconds": round(time.perf_counter() - began, 1)}

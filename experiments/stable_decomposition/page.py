@@ -86,13 +86,13 @@ def _done(summary: Summary) -> Iterator[str]:
         f"Restoring: {arms}. {words(budget.epochs).capitalize()} epochs of batches of 64, {steps} steps, AdamW, cosine "
         "with warm-up, no augmentation; the epoch with the best accuracy on the choosing images is kept.",
         f"Rates: {listed(f'{rate:g}' for rate in RATES)} for both ways to restore, tried on the plain and on the "
-        f"corrected CPD of {budget.equal[0].network} with seed {TUNING_SEED}, used for nothing else; the highest "
+        f"corrected CPD of {budget.levels[0].network} with seed {TUNING_SEED}, used for nothing else; the highest "
         "accuracy on the choosing images, the mean of both decompositions, wins: "
         + listed(f"{rate:g} for `{arm}`{_at_edge(rate)}" for arm, rate in summary.rates.items())
         + ".",
         "Equal ranks: every layer has the same share of the largest rank that saves parameters; nothing is searched.",
     ]
-    if any(sweep.network == SQUEEZENET for sweep in budget.searched):
+    if any(sweep.network == SQUEEZENET for sweep in budget.sweeps):
         lines.append(
             f"SqueezeNet: a sample of ImageNet with one image a class. {budget.choosing_imagenet} of one random half "
             "choose, the other half judges; the network was probably trained on them. It is not restored: no second "

@@ -30,30 +30,13 @@ Case = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """One network through the search.
-
-    Args:
-        network: Its name.
-        methods: Ways to decompose.
-        drops: Allowed drops in accuracy.
-        seeds: Of images, decompositions and restoring.
-    """
-
-    network: str
-    methods: tuple[str, ...]
-    drops: tuple[float, ...]
-    seeds: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Level:
-    """One network with plain and corrected CPD of equal ranks.
+    """One network with plain and corrected CPD of equal ranks; each is restored.
 
     Args:
         network: Its name.
         shares: Of the largest rank of a layer that saves anything.
-        seeds: As above.
+        seeds: Of images, decompositions and restoring.
     """
 
     network: str
@@ -62,14 +45,30 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """One network through the search.
+
+    Args:
+        network: Its name.
+        methods: Ways to decompose.
+        drops: Allowed drops in accuracy.
+        restored: Those of them after which the thin network is trained again.
+        seeds: Of images, decompositions and restoring.
+    """
+
+    network: str
+    methods: tuple[str, ...]
+    drops: tuple[float, ...]
+    restored: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Budget:
     """How much is measured.
 
     Args:
-        equal: What is compared at equal ranks; the rates are tried on the first, with its last share.
-        sweeps: What is searched.
-        last: What is searched after all seeds of the rest.
-        restored: Allowed drops after which the thin network is trained again.
+        parts: In the order in which they are measured; the rates are tried on the first, with its last share.
         candidates: Ranks of a layer to look at.
         choosing: Images that choose the ranks and the epoch, from the training split.
         training: Images to restore with, from the training split.
@@ -78,10 +77,7 @@ class Budget:
         epochs: Of restoring.
     """
 
-    equal: tuple[Level, ...]
-    sweeps: tuple[Sweep, ...]
-    last: tuple[Sweep, ...]
-    restored: tuple[float, ...]
+    parts: tuple[Level | Sweep, ...]
     candidates: int
     choosing: int
     training: int
@@ -92,24 +88,28 @@ class Budget:
     @property
     def seeds(self) -> tuple[int, ...]:
         """Every seed but the one that tunes, ascending."""
-        return tuple(sorted({seed for part in (*self.equal, *self.searched) for seed in part.seeds}))
+        return tuple(sorted({seed for part in self.parts for seed in part.seeds}))
 
     @property
-    def searched(self) -> tuple[Sweep, ...]:
-        """Everything that is searched."""
-        return (*self.sweeps, *self.last)
+    def levels(self) -> tuple[Level, ...]:
+        """What is compared at equal ranks."""
+        return tuple(part for part in self.parts if isinstance(part, Level))
+
+    @property
+    def sweeps(self) -> tuple[Sweep, ...]:
+        """What is searched."""
+        return tuple(part for part in self.parts if isinstance(part, Sweep))
 
     def described(self) -> dict[str, Any]:
         """Plain values, for the file."""
         return asdict(self)
 
 
+_20, _32, _THREE = "cifar-resnet/20", "cifar-resnet/32", (STABLE, "tucker", BOTH)
+_DROPS, _MANY, _FIVE = (0.05, 0.02, 0.005), (0.1, 0.05, 0.02, 0.01, 0.005, 0.0025), (0, 1, 2, 3, 4)
 BUDGETS = {
     "small": Budget(
-        equal=(Level(GENERATED, (0.3,), (0, 1)),),
-        sweeps=(Sweep(GENERATED, METHODS, (0.1, 0.02), (0, 1)),),
-        last=(),
-        restored=(0.1,),
+        parts=(Level(GENERATED, (0.3,), (0, 1)), Sweep(GENERATED, METHODS, (0.1, 0.02), (0.1,), (0, 1))),
         candidates=4,
         choosing=200,
         training=200,
@@ -118,13 +118,16 @@ BUDGETS = {
         epochs=1,
     ),
     "medium": Budget(
-        equal=(Level("cifar-resnet/20", (0.15, 0.3), (0, 1, 2)), Level("cifar-resnet/32", (0.3,), (0,))),
-        sweeps=(
-            Sweep("cifar-resnet/20", METHODS, (0.05, 0.02, 0.005), (0, 1, 2)),
-            Sweep(SQUEEZENET, (STABLE, "tucker"), (0.05, 0.02), (0,)),
+        parts=(
+            Level(_20, (0.15, 0.3), (0,)),
+            Level(_32, (0.3,), (0,)),
+            Sweep(_20, METHODS, _DROPS, (0.05,), (0,)),
+            Level(_20, (0.15, 0.3), (1, 2)),
+            Sweep(SQUEEZENET, (STABLE, "tucker"), (0.05, 0.02), (), (0,)),
+            Sweep(_20, _THREE, _DROPS, (), (1, 2)),
+            Sweep(_20, (PLAIN,), _DROPS, (), (1, 2)),
+            Level(_32, (0.3,), (1, 2)),
         ),
-        last=(Sweep("cifar-resnet/32", (STABLE, BOTH), (0.05, 0.02, 0.005), (0,)),),
-        restored=(0.05,),
         candidates=6,
         choosing=500,
         training=960,
@@ -133,18 +136,11 @@ BUDGETS = {
         epochs=2,
     ),
     "full": Budget(
-        equal=tuple(
-            Level(f"cifar-resnet/{depth}", (0.1, 0.15, 0.2, 0.5, 0.3), (0, 1, 2, 3, 4)) for depth in (20, 32, 56)
+        parts=(
+            *(Level(f"cifar-resnet/{depth}", (0.1, 0.15, 0.2, 0.5, 0.3), _FIVE) for depth in (20, 32, 56)),
+            *(Sweep(f"cifar-resnet/{depth}", METHODS, _MANY, _MANY, _FIVE) for depth in (20, 32, 44, 56)),
+            Sweep(SQUEEZENET, METHODS, _DROPS, (), _FIVE),
         ),
-        sweeps=(
-            *(
-                Sweep(f"cifar-resnet/{depth}", METHODS, (0.1, 0.05, 0.02, 0.01, 0.005, 0.0025), (0, 1, 2, 3, 4))
-                for depth in (20, 32, 44, 56)
-            ),
-            Sweep(SQUEEZENET, METHODS, (0.05, 0.02, 0.005), (0, 1, 2, 3, 4)),
-        ),
-        last=(),
-        restored=(0.1, 0.05, 0.02, 0.01, 0.005, 0.0025),
         candidates=32,
         choosing=2000,
         training=20_000,
@@ -156,29 +152,40 @@ BUDGETS = {
 
 
 def cases(budget: Budget) -> list[Case]:
-    """Everything that is measured, in order: the rates, then all with the first seed, then all with the next.
+    """Everything that is measured, in order: the rates, then part by part, seed by seed.
 
     The drops of one search follow each other: they share their decompositions and trials.
     """
-    first = budget.equal[0]
+    first = budget.levels[0]
     found = [_case(TUNE, first.network, method, first.shares[-1], TUNING_SEED) for method in (PLAIN, STABLE)]
-    for seed in budget.seeds:
-        found += [
-            _case(EQUAL, level.network, method, share, seed)
-            for level in budget.equal
-            if seed in level.seeds
-            for share in level.shares
-            for method in (PLAIN, STABLE)
-        ]
-        found += _searches(budget.sweeps, seed)
-    return found + [case for seed in budget.seeds for case in _searches(budget.last, seed)]
+    for part in budget.parts:
+        kind, settings, methods = (
+            (EQUAL, part.shares, (PLAIN, STABLE)) if isinstance(part, Level) else (SEARCH, part.drops, part.methods)
+        )
+        for seed in part.seeds:
+            if kind == EQUAL:
+                pairs = [(method, setting) for setting in settings for method in methods]
+            else:
+                pairs = [(method, setting) for method in methods for setting in settings]
+            found += [_case(kind, part.network, method, setting, seed) for method, setting in pairs]
+    return found
+
+
+def is_restored(budget: Budget, case: Mapping[str, Any]) -> bool:
+    """Whether the thin network of a case is trained again."""
+    if case["kind"] != SEARCH:
+        return True
+    return any(
+        case["setting"] in sweep.restored
+        for sweep in budget.sweeps
+        if sweep.network == case["network"] and case["method"] in sweep.methods and case["seed"] in sweep.seeds
+    )
 
 
 def budget_of(record: Mapping[str, Any]) -> Budget:
     """The budget as it lies in the results."""
-    parts = {"equal": Level, "sweeps": Sweep, "last": Sweep}
-    made = {key: tuple(kind(**_tuples(each)) for each in record[key]) for key, kind in parts.items()}
-    return Budget(**{**_tuples(record), **made})
+    parts = (Level(**_tuples(each)) if "shares" in each else Sweep(**_tuples(each)) for each in record["parts"])
+    return Budget(**{**record, "parts": tuple(parts)})
 
 
 def key_of(line: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -188,16 +195,6 @@ def key_of(line: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _case(kind: str, network: str, method: str, setting: float, seed: int) -> Case:
     return dict(zip(KEY, (kind, network, method, setting, seed), strict=True))
-
-
-def _searches(sweeps: tuple[Sweep, ...], seed: int) -> list[Case]:
-    return [
-        _case(SEARCH, sweep.network, method, drop, seed)
-        for sweep in sweeps
-        if seed in sweep.seeds
-        for method in sweep.methods
-        for drop in sweep.drops
-    ]
 
 
 def _tuples(record: Mapping[str, Any]) -> dict[str, Any]:

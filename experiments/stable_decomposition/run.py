@@ -75,7 +75,7 @@ def open_bench(budget: Budget, *, data: Path | None, weights: Path | None, work:
     from measuring import Bench
 
     torch.set_num_threads(1)
-    networks = {part.network for part in (*budget.equal, *budget.searched)}
+    networks = {part.network for part in budget.parts}
     if networks != {GENERATED} and data is None:
         raise SystemExit("this budget needs real images: --data DIR, or CONVPEFT_DATA.")
     place = weights or (data or Path()) / "weights"

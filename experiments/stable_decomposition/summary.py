@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from plan import EQUAL, SEARCH, TUNE, Budget, budget_of, cases, key_of
+from plan import EQUAL, METHODS, SEARCH, TUNE, Budget, budget_of, cases, key_of
 from store import RESULTS, Line, chosen_rates, measured, read_lines
 
 from convpeft.evaluation import SeedDifference, bootstrap_interval, mean_interval, seed_difference
@@ -87,13 +87,13 @@ class Summary:
 
     def networks(self, kind: str) -> list[str]:
         """Those that have lines of a kind, as they are planned."""
-        parts = self.budget.searched if kind == SEARCH else self.budget.equal
-        return [part.network for part in parts if self.of(kind, network=part.network)]
+        parts = self.budget.sweeps if kind == SEARCH else self.budget.levels
+        return [network for network in dict.fromkeys(x.network for x in parts) if self.of(kind, network=network)]
 
     def methods(self, network: str) -> list[str]:
         """The methods of a network that are searched."""
-        methods = next(sweep.methods for sweep in self.budget.searched if sweep.network == network)
-        return [method for method in methods if self.of(SEARCH, network=network, method=method)]
+        methods = {method for sweep in self.budget.sweeps if sweep.network == network for method in sweep.methods}
+        return [method for method in METHODS if method in methods and self.of(SEARCH, network=network, method=method)]
 
     def settings(self, kind: str, network: str) -> list[float]:
         """Shares or drops that are there, ascending."""
