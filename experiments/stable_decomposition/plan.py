@@ -105,7 +105,7 @@ class Budget:
         return asdict(self)
 
 
-_20, _32, _THREE = "cifar-resnet/20", "cifar-resnet/32", (STABLE, "tucker", BOTH)
+_20, _32 = "cifar-resnet/20", "cifar-resnet/32"
 _DROPS, _MANY, _FIVE = (0.05, 0.02, 0.005), (0.1, 0.05, 0.02, 0.01, 0.005, 0.0025), (0, 1, 2, 3, 4)
 BUDGETS = {
     "small": Budget(
@@ -124,15 +124,15 @@ BUDGETS = {
             Sweep(_20, METHODS, _DROPS, (0.05,), (0,)),
             Level(_20, (0.15, 0.3), (1, 2)),
             Sweep(SQUEEZENET, (STABLE, "tucker"), (0.05, 0.02), (), (0,)),
-            Sweep(_20, _THREE, _DROPS, (), (1, 2)),
-            Sweep(_20, (PLAIN,), _DROPS, (), (1, 2)),
+            Sweep(_20, (STABLE, "tucker"), _DROPS, (), (1, 2)),
+            Sweep(_20, (BOTH, PLAIN), _DROPS, (), (1, 2)),
             Level(_32, (0.3,), (1, 2)),
         ),
         candidates=6,
         choosing=500,
         training=960,
         testing=2000,
-        choosing_imagenet=200,
+        choosing_imagenet=120,
         epochs=2,
     ),
     "full": Budget(
