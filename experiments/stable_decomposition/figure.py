@@ -102,6 +102,10 @@ def _tradeoff(summary: Summary, network: str) -> Figure:
             _put(axes, cells, key, "thin", color=colour, marker=marker, linestyle="--", hollow=True)
             done = [lines for lines in cells if all(line.get("restored") for line in lines)]
             _put(axes, done, key, "full", color=colour, marker=marker, linestyle="-", hollow=False)
+            for lines in done:
+                x = statistics.fmean(100 * left(line, key) for line in lines)
+                ends = [100 * statistics.fmean(accuracy(lines, stage)[0]) for stage in ("thin", "full")]
+                axes.plot([x] * 2, ends, color=colour, linewidth=1, zorder=1)
             axes.plot([], [], color=colour, marker=marker, linestyle="--", markerfacecolor="white", label=method)
         _in_percent(axes, "xy")
     title = "dashed: thin; filled: restored" if any(summary.restored_lines(network)) else "thin"
@@ -135,7 +139,7 @@ def _put(
         marker=marker,
         markersize=7,
         markerfacecolor="white" if hollow else color,
-        markeredgecolor=color if hollow else "white",
+        markeredgecolor=color,
         linestyle=linestyle,
         linewidth=1,
     )

@@ -216,7 +216,9 @@ def test_page_tells_rates_provenance_what_is_missing_and_what_cannot_be_tested(t
     lines = [line for line in made_up() if not (line["kind"] == "search" and line["seed"] == 2)]
     page = page_of(lines, tmp_path)
     assert "wins: 0.001 for `full` and 0.001 for `lora`" in page
-    assert "16 of 20 cases of this budget are measured. Missing: search of cifar-resnet/20 by `cpd-epc`, seed 2" in page
+    assert (
+        "16 of 20 cases of this budget are measured. Missing: search of cifar-resnet/20 by `cpd-epc` (seed 2); " in page
+    )
     assert "| ResNet-18 on ImageNet: 3.09 times fewer operations" in page
     assert "not testable here: ImageNet is not at hand" in page
     assert "convpeft compress torchvision/resnet18" in page
