@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -271,12 +272,12 @@ def _bases(summary: Summary) -> Iterator[str]:
     layers = [x for line in summary.of(SEARCH, method=BOTH) for x in line["layers"] if "ranks" in x]
     if layers:
         kept = statistics.median(
-            rank / size for x in layers for rank, size in zip(x["ranks"][:2], x["shape"][:2], strict=True)
+            share for x in layers for share in map(operator.truediv, x["ranks"][:2], x["shape"][:2])
         )
         yield (
-            f"The kernels of these networks have few channels, and half of the drop hardly narrows them: the bases of "
-            f"`{BOTH}` keep a median of {100 * kept:.0f} % of the channels, so that its two more convolutions cost more "
-            "than they save. That says little of kernels with hundreds of channels, as those of the paper."
+            "The kernels of these networks have few channels, and half of the drop hardly narrows them: the bases of "
+            f"`{BOTH}` keep a median of {100 * kept:.0f} % of the channels, so that its two more convolutions cost "
+            "more than they save. That says little of kernels with hundreds of channels, as those of the paper."
         )
 
 
