@@ -271,12 +271,10 @@ def _bases(summary: Summary) -> Iterator[str]:
     """How far the bases of Tucker-CPD were narrowed."""
     layers = [x for line in summary.of(SEARCH, method=BOTH) for x in line["layers"] if "ranks" in x]
     if layers:
-        kept = statistics.median(
-            share for x in layers for share in map(operator.truediv, x["ranks"][:2], x["shape"][:2])
-        )
+        shares = [share for x in layers for share in map(operator.truediv, x["ranks"][:2], x["shape"][:2])]
         yield (
             "The kernels of these networks have few channels, and half of the drop hardly narrows them: the bases of "
-            f"`{BOTH}` keep a median of {100 * kept:.0f} % of the channels, so that its two more convolutions cost "
+            f"`{BOTH}` keep a median of {100 * statistics.median(shares):.0f} % of the channels, so that its two more convolutions cost "
             "more than they save. That says little of kernels with hundreds of channels, as those of the paper."
         )
 
