@@ -274,8 +274,9 @@ def _bases(summary: Summary) -> Iterator[str]:
         shares = [share for x in layers for share in map(operator.truediv, x["ranks"][:2], x["shape"][:2])]
         yield (
             "The kernels of these networks have few channels, and half of the drop hardly narrows them: the bases of "
-            f"`{BOTH}` keep a median of {100 * statistics.median(shares):.0f} % of the channels, so that its two more convolutions cost "
-            "more than they save. That says little of kernels with hundreds of channels, as those of the paper."
+            f"`{BOTH}` keep a median of {100 * statistics.median(shares):.0f} % of the channels, so that its two more "
+            "convolutions cost more than they save. That says little of kernels with hundreds of channels, as those of "
+            "the paper."
         )
 
 
