@@ -258,7 +258,12 @@ def _limits(summary: Summary) -> Iterator[str]:
         *_bases(summary),
         "Restoring is short, on few images that the network had seen before. A longer one would win back more, and may "
         "change the order.",
-        "The rates were tuned at equal ranks on one network and used for all. Rank and sites of `lora` were not tuned.",
+        "The rates were tuned at equal ranks on one network and used for all. Rank and sites of `lora` were not tuned."
+        + "".join(
+            f" The rate of `{arm}` is at the end of the range: another might restore more."
+            for arm, rate in summary.rates.items()
+            if _at_edge(rate)
+        ),
         "Multiplications are counted, not timed: thin layers are bound by memory, and a network with a third of the "
         "multiplications is not three times as fast.",
         f"{len(judge(summary)) - len(PUBLISHED)} claims are looked at one by one at the 5 % level; nothing is "
