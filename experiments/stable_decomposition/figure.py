@@ -82,7 +82,7 @@ def _rates(summary: Summary) -> Figure:
 
 
 def _tradeoff(summary: Summary, network: str) -> Figure:
-    """Test accuracy against what is left: dashed and hollow as thin, solid after restoring by full fine-tuning."""
+    """Test accuracy against what is left: hollow marks are thin, filled ones restored by full fine-tuning."""
     figure = new_figure(9.6, 4.0)
     panels: Sequence[Axes] = figure.subplots(1, 2, sharey=True, squeeze=False)[0]
     before = statistics.fmean(line["before"]["accuracy"] for line in summary.of(SEARCH, network=network))
@@ -100,7 +100,7 @@ def _tradeoff(summary: Summary, network: str) -> Figure:
             ]
             cells = [lines for lines in cells if lines]
             _put(axes, cells, key, "thin", color=colour, marker=marker, linestyle="--", hollow=True)
-            done = [lines for lines in cells if all(line.get("restored") for line in lines)]
+            done = [each for lines in cells if (each := [line for line in lines if line.get("restored")])]
             _put(axes, done, key, "full", color=colour, marker=marker, linestyle="-", hollow=False)
             for lines in done:
                 x = statistics.fmean(100 * left(line, key) for line in lines)
@@ -108,8 +108,8 @@ def _tradeoff(summary: Summary, network: str) -> Figure:
                 axes.plot([x] * 2, ends, color=colour, linewidth=1, zorder=1)
             axes.plot([], [], color=colour, marker=marker, linestyle="--", markerfacecolor="white", label=method)
         _in_percent(axes, "xy")
-    title = "dashed: thin; filled: restored" if any(summary.restored_lines(network)) else "thin"
-    panels[1].legend(frameon=False, fontsize=8.5, labelcolor=INK, title=title, title_fontsize=8.5)
+    handles, labels = panels[1].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8.5, labelcolor=INK, loc="outside lower center", ncols=4)
     return figure
 
 

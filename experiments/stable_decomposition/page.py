@@ -205,7 +205,10 @@ def _searched(summary: Summary, drawn: Sequence[str]) -> Iterator[str]:
         name = network.replace("/", "-")
         if name in drawn:
             yield f"![{network}: accuracy against what is left]({NAME}/{name}.png)"
-    yield "Means over the seeds; thin lines reach from the least to the most of them. Grey: the network before."
+    yield (
+        "Hollow: thin, means over the seeds; pale lines reach from the least to the most of them. Filled: restored by "
+        "`full`, of the seeds that were restored, above where the same networks were. Grey: the network before."
+    )
     rows = [
         _searched_row(lines)
         for network in networks
@@ -266,6 +269,8 @@ def _limits(summary: Summary) -> Iterator[str]:
         ),
         "Multiplications are counted, not timed: thin layers are bound by memory, and a network with a third of the "
         "multiplications is not three times as fast.",
+        "Two claims were put when first figures were known: that on learning rates, which is why it averages over all "
+        f"rates and picks none, and `{STABLE}` against `tucker`.",
         f"{len(judge(summary)) - len(PUBLISHED)} claims are looked at one by one at the 5 % level; nothing is "
         "corrected for that.",
     ]
@@ -294,7 +299,9 @@ def _missing(summary: Summary) -> Iterator[str]:
         for case in summary.missing:
             name = f"{case['kind']} of {case['network']} by `{case['method']}`"
             names.setdefault(name, {})[str(case["seed"])] = None
-        lacking = "; ".join(f"{name} (seed {listed(seeds)})" for name, seeds in names.items())
+        lacking = "; ".join(
+            f"{name} ({'seeds' if len(seeds) > 1 else 'seed'} {listed(seeds)})" for name, seeds in names.items()
+        )
         told.append(f"{done} of {len(summary.planned)} cases of this budget are measured. Missing: {lacking}.")
     told.append(
         "VGG-16, ResNet-18 and ResNet-50 on ImageNet, by the commands below. IMAGENET holds `train/CLASS/*.JPEG`, and "
