@@ -283,8 +283,13 @@ def test_plan_has_every_case_once_and_the_first_seed_first(modules: dict[str, Mo
         found = plan.cases(each)
         keys = [plan.key_of(case) for case in found]
         assert len(set(keys)) == len(keys)
-        assert {case["seed"] for case in found[: len(found) // 5] if case["kind"] != "rates"} == {0}
         assert plan.budget_of(json.loads(json.dumps(each.described()))) == each
+    found = plan.cases(plan.BUDGETS["medium"])
+    first = [case for case in found[:20] if case["kind"] != "rates"]
+    assert {case["seed"] for case in first} == {0}
+    assert {(case["kind"], case["method"]) for case in first if case["network"] == NETWORK} >= {
+        ("search", method) for method in plan.METHODS
+    }
 
 
 def test_results_of_another_budget_are_refused(tmp_path: Path):
