@@ -85,6 +85,12 @@ PAGES = (
         ("results/small_data.md", "results/small_data"),
     ),
     Page(
+        "stable_decomposition",
+        "experiments/stable_decomposition/results.jsonl",
+        ("experiments/stable_decomposition/run.py", "page", "--docs", "{docs}/results"),
+        ("results/stable_decomposition.md", "results/stable_decomposition"),
+    ),
+    Page(
         "correctness",
         "docs/results/correctness.json",
         ("benchmarks/correctness/run.py", "page", "--results", "{docs}/results"),

@@ -3,147 +3,157 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from plan import RESTORING, Budget
+from images import Images, images_for
+from plan import RATES, RESTORING, SEARCH, TUNE, Budget, Case, is_restored
 from torch import nn
 
 import convpeft
-from convpeft.compression import multiplications
+from convpeft.compression import Compressor, multiplications
 from convpeft.compression.judging import Judge
 from convpeft.compression.searching import Layer, Search, largest_rank
-from convpeft.data import Split
 from convpeft.decompositions.replacing import replace_layer, why_not
-from convpeft.fingerprints import fingerprint
+from convpeft.errors import RunError
 from convpeft.models import preprocessing_of, source_of
 from convpeft.models.compressed import save_compressed
+from convpeft.training.runs import as_recipe, open_run, run_prepared
 
-Accuracy = Callable[[nn.Module], float]
-
-
-class Remembered:
-    """An accuracy that is measured once for equal networks, so that several drops share their trials."""
-
-    def __init__(self, accuracy: Accuracy) -> None:
-        self._accuracy, self._known = accuracy, dict[str, float]()
-
-    def __call__(self, model: nn.Module) -> float:
-        key = fingerprint(model)[0]
-        if key not in self._known:
-            self._known[key] = self._accuracy(model)
-        return self._known[key]
+_LAYER = ("path", "shape", "ranks", "error", "plain_sensitivity", "sensitivity", "plain_largest", "largest")
 
 
-def measure(
-    case: dict[str, Any],
-    model: nn.Module,
-    accuracy: Accuracy,
-    test: Split,
-    budget: Budget,
-    *,
-    classes: int,
-    restore_on: Path | None,
-    work: Path,
-) -> dict[str, Any]:
-    """The line of results of one case."""
-    began = time.perf_counter()
-    preprocessing = preprocessing_of(model)
-    assert preprocessing is not None
-    file = work / "thin.safetensors"
-    if case["kind"] == "search":
-        done = convpeft.compress(
-            model,
-            accuracy,
-            method=case["method"],
-            drop=case["setting"],
-            candidates=budget.candidates,
-            seed=case["seed"],
-        )
-        thin, facts = done.model, done.to_dict()
-        done.save(file)
-    else:
-        thin, facts = equal_ranks(model, accuracy, case, file)
-    searched = time.perf_counter() - began
-    shape = (preprocessing.channels, *preprocessing.size)
-    judge = Judge(test, preprocessing, classes=classes)
-    line = {
-        **case,
-        "choosing": facts["choosing_accuracy"],
-        "parameters": facts["parameters"],
-        "multiplications": [sum(multiplications(each, shape).values()) for each in (model, thin)],
-        "layers": facts["layers"],
-        "trials": facts.get("trials", 1),
-        "search_seconds": round(searched, 1),
-        "before": packed(judge, model),
-        "thin": packed(judge, thin),
-        "restored": {},
-    }
-    if restore_on is not None:
-        for method in RESTORING:
-            line["restored"][method] = restored(file, method, restore_on, budget, case["seed"], work)
-    file.unlink()
-    return line
+class Bench:
+    """Networks, images and searches, as long as the cases that follow each other need them.
 
+    Args:
+        budget: How much is measured.
+        root: Folder of the data; None where it is generated.
+        weights: File of weights of each network.
+        work: Folder for what has to lie on disk.
+    """
 
-def equal_ranks(model: nn.Module, accuracy: Accuracy, case: dict[str, Any], file: Path) -> tuple[nn.Module, Any]:
-    """Every layer with the same share of the largest rank that saves anything: nothing is searched."""
-    work = copy.deepcopy(model)
-    sites = [site for site in convpeft.select(work, ["conv"]) if not why_not(work.get_submodule(site.path), site)]
-    layers = {s.path: Layer(s.path, work.get_submodule(s.path), case["method"], case["seed"]) for s in sites}
-    ranks = {path: (max(round(case["setting"] * largest_rank(each, ())), 1),) for path, each in layers.items()}
-    ranks = {path: each for path, each in ranks.items() if layers[path].saves(each)}
-    search = Search(work, layers, accuracy)
-    after = search.measure(ranks)
-    sizes = [sum(p.numel() for p in work.parameters())]
-    told = [
-        {
-            "path": path,
-            "shape": layers[path].shape,
-            "ranks": each,
-            "error": found.error,
-            "plain_sensitivity": found.plain_sensitivity,
-            "sensitivity": found.sensitivity,
-            "plain_largest": found.plain_largest,
-            "largest": found.largest,
+    def __init__(self, budget: Budget, root: Path | None, weights: Mapping[str, Path], work: Path) -> None:
+        self.budget, self._root, self._weights, self._work = budget, root, weights, work
+        self._ready: dict[tuple[str, int], tuple[nn.Module, Images, Judge, Judge]] = {}
+        self._before: dict[tuple[str, int], dict[str, Any]] = {}
+        self._search: tuple[tuple[Any, ...], Compressor] | None = None
+
+    def images(self, case: Case) -> Images:
+        """What the case sees."""
+        return self._prepared(case)[1]
+
+    def measure(self, case: Case, rates: Mapping[str, float]) -> dict[str, Any]:
+        """The line of results of one case, restored with the rates that were chosen, or with all to choose by."""
+        began = time.perf_counter()
+        model, images, choosing, test = self._prepared(case)
+        file = self._work / "thin.safetensors"
+        thin, facts = (self._searched if case["kind"] == SEARCH else self._equal)(case, model, choosing, file)
+        searched = time.perf_counter() - began
+        preprocessing = preprocessing_of(model)
+        assert preprocessing is not None
+        shape = (preprocessing.channels, *preprocessing.size)
+        line = {
+            **case,
+            **facts,
+            "multiplications": [sum(multiplications(each, shape).values()) for each in (model, thin)],
+            "before": self._before[case["network"], case["seed"]],
+            "thin": bits(test.predictions(thin).correct),
+            "search_seconds": round(searched, 1),
         }
-        for path, each in ranks.items()
-        for found in [layers[path].decomposed(each)]
-    ]
-    thin = {path: layers[path].thin(each) for path, each in ranks.items()}
-    for path, each in ranks.items():
-        replace_layer(work, path, layers[path].built(each))
-    sizes.append(sum(p.numel() for p in work.parameters()))
-    save_compressed(work, file, thin, source=source_of(model))
-    return work, {"choosing_accuracy": [search.base, after], "parameters": sizes, "layers": told}
+        if case["kind"] == TUNE:
+            line["tried"] = [self._restored(file, arm, rate, case) for arm in RESTORING for rate in RATES]
+        elif images.restore_on is not None and is_restored(self.budget, case):
+            line["restored"] = [self._restored(file, arm, rates[arm], case) for arm in RESTORING]
+        file.unlink()
+        return line | {"seconds": round(time.perf_counter() - began, 1)}
 
+    def _prepared(self, case: Case) -> tuple[nn.Module, Images, Judge, Judge]:
+        key = network, seed = case["network"], case["seed"]
+        if key not in self._ready:
+            model = convpeft.load_model(network, weights=self._weights[network]).eval()
+            images = images_for(network, self._root, self.budget, seed, self._work)
+            preprocessing = preprocessing_of(model)
+            assert preprocessing is not None
+            judges = [Judge(each, preprocessing, classes=images.classes) for each in (images.choosing, images.test)]
+            self._ready[key] = (model, images, judges[0], judges[1])
+            self._before[key] = bits(judges[1].predictions(model).correct)
+        return self._ready[key]
 
-def restored(file: Path, method: str, images: Path, budget: Budget, seed: int, work: Path) -> dict[str, Any]:
-    """Train the compressed network on the restoring images; the epoch is the best on the choosing images."""
-    out = work / "run"
-    options = {"rank": 4} if method == "lora" else {}
-    values = {
-        "model": {"source": "compressed", "weights": str(file), "keep_head": True},
-        "data": {"source": f"npz:{images}"},
-        "method": {"name": method, **options},
-        "train": {"epochs": budget.epochs, "batch_size": 64, "seed": seed},
-        "out": str(out),
-    }
-    result = convpeft.train(values)
-    shutil.rmtree(out)
-    predictions = result.predictions
-    right = predictions.probabilities.argmax(1) == predictions.labels
-    return {"trained": result.count.trainable, **bits(right)}
+    def _searched(self, case: Case, model: nn.Module, choosing: Judge, file: Path) -> tuple[nn.Module, dict[str, Any]]:
+        key = (case["network"], case["method"], case["seed"])
+        if self._search is None or self._search[0] != key:
+            options = {"method": case["method"], "candidates": self.budget.candidates, "seed": case["seed"]}
+            self._search = (key, Compressor(model, choosing.accuracy, **options))
+        done = self._search[1].within(case["setting"])
+        done.save(file)
+        facts = done.to_dict()
+        layers = [_rounded({name: each.get(name) for name in _LAYER}) for each in facts["layers"]]
+        kept = {"choosing": facts["choosing_accuracy"], "parameters": facts["parameters"], "trials": facts["trials"]}
+        return done.model, kept | {"layers": layers}
 
+    def _equal(self, case: Case, model: nn.Module, choosing: Judge, file: Path) -> tuple[nn.Module, dict[str, Any]]:
+        """Every layer with the same share of the largest rank that saves anything: nothing is searched."""
+        work = copy.deepcopy(model)
+        sites = [site for site in convpeft.select(work, ["conv"]) if not why_not(work.get_submodule(site.path), site)]
+        layers = {s.path: Layer(s.path, work.get_submodule(s.path), case["method"], case["seed"]) for s in sites}
+        ranks = {path: (max(round(case["setting"] * largest_rank(each, ())), 1),) for path, each in layers.items()}
+        ranks = {path: each for path, each in ranks.items() if layers[path].saves(each)}
+        search = Search(work, layers, choosing.accuracy)
+        after = search.measure(ranks)
+        sizes = [sum(p.numel() for p in work.parameters())]
+        found = {path: layers[path].decomposed(each) for path, each in ranks.items()}
+        told = [
+            _rounded({"path": path, "shape": layers[path].shape, "ranks": each})
+            | _rounded({name: getattr(found[path], name) for name in _LAYER[3:]})
+            for path, each in ranks.items()
+        ]
+        thin = {path: layers[path].thin(each) for path, each in ranks.items()}
+        for path, each in ranks.items():
+            replace_layer(work, path, layers[path].built(each))
+        sizes.append(sum(p.numel() for p in work.parameters()))
+        save_compressed(work, file, thin, source=source_of(model))
+        return work, {"choosing": [search.base, after], "parameters": sizes, "trials": search.trials, "layers": told}
 
-def packed(judge: Judge, model: nn.Module) -> dict[str, Any]:
-    """Which test images a network gets right."""
-    return bits(judge.predictions(model).correct)
+    def _restored(self, file: Path, arm: str, rate: float, case: Case) -> dict[str, Any]:
+        """Train the thin network on the restoring images; the epoch is the best on the choosing images."""
+        _, images, _, test = self._prepared(case)
+        out = self._work / "run"
+        recipe = as_recipe(
+            {
+                "model": {"source": "compressed", "weights": str(file), "keep_head": True},
+                "data": {"source": f"npz:{images.restore_on}"},
+                "method": dict(RESTORING[arm]),
+                "train": {"epochs": self.budget.epochs, "batch_size": 64, "lr": rate, "seed": case["seed"]},
+                "out": str(out),
+            }
+        )
+        try:
+            with open_run(recipe) as prepared:
+                result = run_prepared(prepared, out, resume=False, watcher=None)
+        except RunError as error:
+            return {
+                "arm": arm,
+                "rate": rate,
+                "val_accuracy": 0.0,
+                "val_loss": None,
+                "broke": str(error).split(": ")[-1],
+            }
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
+        best = result.fit.best
+        return {
+            "arm": arm,
+            "rate": rate,
+            "trained": result.count.trainable,
+            "val_accuracy": round(best.val_accuracy, 6),
+            "val_loss": round(best.val_loss, 6),
+            **bits(test.predictions(result.model).correct),
+        }
 
 
 def bits(right: Any) -> dict[str, Any]:
@@ -151,6 +161,10 @@ def bits(right: Any) -> dict[str, Any]:
     return {"accuracy": float(np.mean(right)), "right": np.packbits(right).tobytes().hex(), "images": len(right)}
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _rounded(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Six digits of each number are kept, and nothing that is not known."""
+    return {
+        key: float(f"{value:.6g}") if isinstance(value, float) else value
+        for key, value in facts.items()
+        if value is not None
+    }

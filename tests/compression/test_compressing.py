@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import convpeft
-from convpeft.compression import multiplications
+from convpeft.compression import Compressor, multiplications
 from convpeft.compression.judging import Judge, choosing_images
 from convpeft.data.datasets import Dataset, array_split
 from convpeft.errors import DataError, ModelError, OptionError
@@ -89,6 +89,27 @@ def test_network_of_every_method_runs_and_is_told_within_the_drop(method):
     assert done.accuracy[1] == pytest.approx(accuracy(done.model))
     assert done.accuracy[1] >= 0.8
     assert done.parameters[1] < done.parameters[0]
+
+
+@pytest.mark.parametrize("method", ["cpd-epc", "tucker-cpd"])
+def test_drops_of_one_compressor_share_trials_and_each_gives_what_it_gives_by_itself(method):
+    images = torch.randn(8, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    wanted, asked = network()(images), []
+
+    def accuracy(model: nn.Module) -> float:
+        asked.append(model)
+        with torch.no_grad():
+            return 1 - float((model(images) - wanted).norm() / wanted.norm())
+
+    shared = Compressor(network(), accuracy, method=method, candidates=6)
+    drops = (0.4, 0.2, 0.05)
+    found, together = [shared.within(drop) for drop in drops], len(asked)
+    alone = [convpeft.compress(network(), accuracy, method=method, drop=drop, candidates=6) for drop in drops]
+    assert together < len(asked) - together
+    assert found[-1].trials == together
+    for one, other in zip(found, alone, strict=True):
+        assert (one.thin, one.accuracy, one.parameters) == (other.thin, other.accuracy, other.parameters)
+        assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import tensorly.decomposition
 import torch
 
 from convpeft.decompositions import balanced, cpd, reconstruct, sensitivity, term_norms
-from convpeft.decompositions.cpd import ITERATIONS
+from convpeft.decompositions.cpd import ITERATIONS, matched, unfold
 from convpeft.errors import OptionError
 
 
@@ -51,6 +51,14 @@ def test_error_is_that_of_tensorly():
     theirs = np.einsum("r,ir,jr,kr->ijk", weights, *factors)
     own = relative_error(target, reconstruct(cpd(target, 12, iterations=300, tolerance=1e-8)))
     assert own == pytest.approx(np.linalg.norm(target.numpy() - theirs) / np.linalg.norm(target.numpy()), rel=0.03)
+
+
+@pytest.mark.parametrize("shape", [(12, 10, 9), (4, 10, 9), (12, 3, 9), (3, 4, 5)])
+@pytest.mark.parametrize(("mode", "form"), [(0, "ijk,jr,kr->ir"), (1, "ijk,ir,kr->jr"), (2, "ijk,ir,jr->kr")])
+def test_product_with_the_other_two_factors_is_the_sum_of_the_definition(shape, mode, form):
+    target, rest = tensor(*shape), [tensor(size, 5, seed=size) for n, size in enumerate(shape) if n != mode]
+    wanted = np.einsum(form, target.numpy(), *(each.numpy() for each in rest))
+    np.testing.assert_allclose(matched(unfold(target, mode), *rest).numpy(), wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_scale_of_the_tensor_changes_nothing_but_the_scale():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convpeft.data import Dataset, ImageBatches, Split
 from convpeft.data.splits import choose
@@ -24,6 +26,8 @@ def choosing_images(dataset: Dataset, count: int, *, seed: int) -> Split:
 class Judge:
     """Measures networks on one set of images, which are read once and kept where there is room.
 
+    Images go channels last: thin convolutions then take half of the time on a CPU, and sums differ in the last bits.
+
     Args:
         images: With labels as positions of the network's outputs.
         preprocessing: What the network expects.
@@ -41,7 +45,7 @@ class Judge:
             ModelError: If the network does not run on the images.
         """
         try:
-            found = predict_logits(model, self._batches)
+            found = predict_logits(model, self._channels_last())
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -63,3 +67,7 @@ class Judge:
             if "expected finite logits" in str(error):
                 return 0.0
             raise
+
+    def _channels_last(self) -> Generator[tuple[Tensor, Tensor, Tensor]]:
+        for images, labels, index in self._batches:
+            yield images.contiguous(memory_format=torch.channels_last), labels, index

@@ -106,12 +106,16 @@ class Search:
         self._model, self._layers = model, layers
         self._accuracy, self._candidates = accuracy, candidates
         self._known: dict[tuple[str, str, tuple[int, ...]], float] = {}
+        self._together: dict[frozenset[tuple[str, tuple[int, ...]]], float] = {}
         self.trials = 0
         self.base = self.measure({})
 
     def measure(self, ranks: Ranks) -> float:
-        """Accuracy with these layers thin."""
-        return self._measure({path: self._layers[path].built(each) for path, each in ranks.items()})
+        """Accuracy with these layers thin, measured once."""
+        key = frozenset(ranks.items())
+        if key not in self._together:
+            self._together[key] = self._measure({path: self._layers[path].built(each) for path, each in ranks.items()})
+        return self._together[key]
 
     def alone(self, path: str, drop: float) -> tuple[int, ...] | None:
         """The smallest ranks of one layer within the drop, all else whole; None where none saves parameters.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convpeft.decompositions.cpd import khatri_rao, others, reconstruct, unfold
+from convpeft.decompositions.cpd import khatri_rao, matched, others, reconstruct, unfold
 from convpeft.decompositions.sensitivity import Factors, balanced, sensitivity
 
 SLACK, SWEEPS, TOLERANCE = 0.01, 30, 1e-3
 _LEAST_BOUND = 1e-6  # of the tensor's norm: what float64 tells from zero in a difference of squares
-_HALVINGS = 60
+_HALVINGS = 50
 
 
 def corrected(
@@ -62,18 +62,17 @@ def corrected(
 def _least_sensitive(unfolded: Tensor, factors: list[Tensor], mode: int, bound: float) -> Tensor:
     """The factor of one mode with the least weighted length within the bound; the old one where none is found."""
     first, second = others(factors, mode)
-    z = khatri_rao(first, second)
     weights = len(second) * first.square().sum(0) + len(first) * second.square().sum(0)
     roots = weights.clamp_min(float(weights.max()) * 1e-24 + 1e-300).sqrt()  # (rank,)
     gram = (first.T @ first) * (second.T @ second) / (roots[:, None] * roots)
     values, vectors = torch.linalg.eigh(gram)
     values = values.clamp_min(0)
-    turned = (unfolded @ z / roots) @ vectors  # Y diag(w)^-1/2 Q, (n, rank)
-    powers, whole = turned.square().sum(0), float(unfolded.square().sum())
+    turned = (matched(unfolded, first, second) / roots) @ vectors  # Y diag(w)^-1/2 Q, (n, rank)
+    whole = float(unfolded.square().sum())
+    powers, places = turned.square().sum(0).numpy(), values.numpy()  # short: numpy asks many times in less time
 
     def excess(mu: float) -> float:
-        shifted = values + mu
-        return whole - float((powers * (values + 2 * mu) / shifted.square()).sum()) - bound**2
+        return whole - float((powers * (places + 2 * mu) / (places + mu) ** 2).sum()) - bound**2
 
     low, high = 1e-14 * float(values[-1]) + 1e-300, 1e6 * float(values[-1]) + 1e-300
     if excess(low) > 0:
@@ -85,6 +84,6 @@ def _least_sensitive(unfolded: Tensor, factors: list[Tensor], mode: int, bound: 
         low, high = (middle, high) if excess(middle) <= 0 else (low, middle)
     new = (turned / (values + low)) @ vectors.T / roots
     old = factors[mode]
-    fits = float((unfolded - new @ z.T).norm()) <= bound * (1 + 1e-9)
+    fits = float((unfolded - new @ khatri_rao(first, second).T).norm()) <= bound * (1 + 1e-9)
     lighter = float((weights * new.square().sum(0)).sum()) <= float((weights * old.square().sum(0)).sum())
     return new if fits and lighter else old

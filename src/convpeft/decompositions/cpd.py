@@ -42,11 +42,12 @@ def cpd(
     scale = float(tensor.norm()) or 1.0
     unfolded = [unfold(tensor / scale, mode) for mode in range(3)]
     factors = _start(unfolded, rank, seed)
-    before = float("inf")
+    whole, before = float(unfolded[0].square().sum()), float("inf")
     for _ in range(iterations):
-        for mode in range(3):
-            factors[mode] = _solve(unfolded[mode], factors, mode)
-        error = float((unfolded[2] - factors[2] @ khatri_rao(factors[0], factors[1]).T).norm())
+        for mode in range(2):
+            factors[mode], _ = _solve(unfolded[mode], factors, mode)
+        factors[2], missing = _solve(unfolded[2], factors, 2)
+        error = max(whole + missing, 0.0) ** 0.5
         if before - error < tolerance:
             break
         before = error
@@ -69,23 +70,33 @@ def khatri_rao(first: Tensor, second: Tensor) -> Tensor:
     return (first[:, None, :] * second[None, :, :]).reshape(-1, first.shape[1])
 
 
+def matched(unfolded: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """K_(n) times the Khatri-Rao product of the other two factors, (n, rank); a large product is never built."""
+    rows = len(unfolded)
+    if rows >= len(second):
+        return unfolded @ khatri_rao(first, second)
+    inner = unfolded.reshape(-1, len(second)) @ second  # (n * rows of the first, rank)
+    return (inner.reshape(rows, len(first), -1) * first).sum(1)
+
+
 def others(factors: list[Tensor], mode: int) -> tuple[Tensor, Tensor]:
     """The two factors beside one, in order."""
     first, second = (factors[each] for each in range(3) if each != mode)
     return first, second
 
 
-def _solve(unfolded: Tensor, factors: list[Tensor], mode: int) -> Tensor:
-    """The least-squares factor of one mode."""
+def _solve(unfolded: Tensor, factors: list[Tensor], mode: int) -> tuple[Tensor, float]:
+    """The least-squares factor of one mode, and what its error squared has less than the tensor's norm squared."""
     first, second = others(factors, mode)
     gram = (first.T @ first) * (second.T @ second)  # (rank, rank)
     near = _PROXIMAL * float(gram.diagonal().mean()) + 1e-300
-    right = unfolded @ khatri_rao(first, second) + near * factors[mode]
+    target = matched(unfolded, first, second)
+    right = target + near * factors[mode]
     damped = gram + near * torch.eye(len(gram), dtype=gram.dtype)
     lower, failed = torch.linalg.cholesky_ex(damped)
-    if int(failed):
-        return right @ torch.linalg.pinv(damped, hermitian=True)
-    return torch.cholesky_solve(right.T, lower).T
+    inverse = torch.linalg.pinv(damped, hermitian=True) if int(failed) else None
+    new = torch.cholesky_solve(right.T, lower).T if inverse is None else right @ inverse
+    return new, float(((new @ gram - 2 * target) * new).sum())
 
 
 def _start(unfolded: list[Tensor], rank: int, seed: int) -> list[Tensor]:
