@@ -17,7 +17,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: help demo test contract architectures promises mutants rivals bench results fuzz lint format types docs wheel ci install clean
+.PHONY: help demo test contract architectures experiments promises mutants rivals bench results fuzz lint format types docs wheel ci install clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ contract: $(VENV)/.installed-dev  ## Run the contract of every method at full le
 
 architectures: $(VENV)/.installed-dev  ## Run every method, and patches, on public networks (slow)
 	$(BIN)/python -m pytest -q -n $(JOBS) -m architectures --timeout=0 $(ARGS)
+
+experiments: $(VENV)/.installed-dev  ## Run the small budget of every experiment (slow)
+	$(BIN)/python -m pytest -q -n $(JOBS) -m experiments --timeout=0 $(ARGS)
 
 promises: $(VENV)/.installed-dev  ## Measure the promises and write docs/promises.md (hours; ARGS="--fast": minutes)
 	$(BIN)/python benchmarks/promises/run.py --jobs $(JOBS) $(ARGS)

@@ -45,8 +45,10 @@ DATA_VARIABLE = "CONVPEFT_DATA"
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses `data_root`, skip what is marked for data or a GPU where there is none, and note promises."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what uses `data_root`, skip what takes minutes or what is not there, and note promises."""
+    asked = "experiments" in config.getoption("markexpr")
+    minutes = pytest.mark.skip(reason="minutes each; make experiments runs them")
     no_data = pytest.mark.skip(reason=f"{DATA_VARIABLE} is not set")
     no_gpu = pytest.mark.skip(reason="CONVPEFT_GPU is not set to the number of a GPU")
     for item in items:
@@ -54,6 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("data")
         if item.get_closest_marker("data") and not os.environ.get(DATA_VARIABLE):
             item.add_marker(no_data)
+        if item.get_closest_marker("experiments") and not asked:
+            item.add_marker(minutes)
         promises = sorted({each for mark in item.iter_markers("promise") for each in mark.args})
         item.user_properties.append((measuring.PROMISES, promises))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():

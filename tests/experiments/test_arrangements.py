@@ -289,8 +289,8 @@ def test_page_of_one_seed_claims_nothing(tmp_path: Path):
     assert verdict(page, "Parallel is more accurate than serial") == "not held: within noise"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.experiments
+@pytest.mark.timeout(1800)
 def test_small_budget_runs_goes_on_and_gives_a_cell_again(tmp_path: Path):
     pytest.importorskip("optuna")
     words = ("--budget", "small", "--work", tmp_path / "work")

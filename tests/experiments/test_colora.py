@@ -34,7 +34,7 @@ def run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProc
         command,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=900,
         check=False,
         cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -300,7 +300,8 @@ def test_command_of_one_cell_names_a_setting_of_the_grid(place: str):
     assert tomllib.loads(f"setting = {told}")["setting"] == grid["grid"]["setting"][:1]
 
 
-@pytest.mark.slow
+@pytest.mark.experiments
+@pytest.mark.timeout(1800)
 def test_small_budget_runs_and_goes_on_where_it_stopped(tmp_path: Path):
     pytest.importorskip("optuna")
     words = ("run", "--budget", "small", "--work", tmp_path / "work", "--results", tmp_path / "results.json")

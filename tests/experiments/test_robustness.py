@@ -47,7 +47,7 @@ def run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProc
         [sys.executable, str(EXPERIMENT / "run.py"), *map(str, words)],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=900,
         check=False,
         cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -274,7 +274,8 @@ def test_settings_at_equal_size_are_one_adapter_bit_for_bit():
     assert torch.equal(*outputs)
 
 
-@pytest.mark.slow
+@pytest.mark.experiments
+@pytest.mark.timeout(1800)
 def test_small_budget_runs_goes_on_where_it_stopped_and_makes_a_cell_again(tmp_path: Path):
     pytest.importorskip("optuna")
     words = ("--budget", "small", "--work", tmp_path / "work")

@@ -41,7 +41,7 @@ CHANCES = {
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(EXPERIMENT / "run.py"), *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=580, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +298,8 @@ def test_results_of_another_budget_are_refused(tmp_path: Path):
     assert "was made with another budget" in result.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.experiments
+@pytest.mark.timeout(1800)
 def test_small_budget_runs_goes_on_where_it_stopped_and_a_cell_is_the_same_again(tmp_path: Path):
     words = ("run", "--budget", "small", "--results", tmp_path)
     first = run(*words)
