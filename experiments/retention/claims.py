@@ -169,7 +169,7 @@ def _superior(summary: Summary) -> Claim:
         told.append(f"{word} in {sum(each is wanted for each in verdicts)}")
     return Claim(
         "LoRA is superior: it adapts while it keeps pre-trained knowledge (read: at equal target accuracy it keeps "
-        "more than full fine-tuning, WiSE-FT, L2-SP and LwF).",
+        "more than full fine-tuning with and without frozen norms, WiSE-FT, L2-SP and LwF).",
         combine(verdicts) if verdicts else OPEN,
         f"Of {len(verdicts)} comparisons in which another way comes near LoRA's validation accuracy, LoRA "
         + ", ".join(told)

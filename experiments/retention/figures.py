@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plan import ARMS, FULL, WISE
+from plan import ARMS, FROZEN, FULL, WISE
 from sequences import MODES, SCENARIOS
 from summary import Row, Summary
 from wording import share
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_GOLD = "#b8860b"
+_GOLD, _RED = "#b8860b", "#a61c3c"
 _LOOK = {  # colour, marker and size
     "head": (SOFT, "X", 7),
     "lora-2": (BLUE, "o", 5),
     "lora-8": (BLUE, "o", 8),
     "lora-32": (BLUE, "o", 11),
     FULL: (ORANGE, "s", 7),
+    FROZEN: (_RED, "P", 8),
     WISE: (_GOLD, "D", 5),
     "l2-sp": (GREEN, "^", 8),
     "lwf": (PURPLE, "v", 8),

@@ -37,9 +37,9 @@ def _head(summary: Summary, _: list[str]) -> Iterator[str]:
         "gives figures without data, model or measure. This page measures three things that knowledge kept can mean: "
         "the base is there again with the adapter off (structural), the source's own head still works with the adapter "
         "on (functional), and a newly fitted linear classifier still finds the source's classes in the adapted "
-        "features (linear probe). LoRA stands beside full fine-tuning at several learning rates and beside the three "
-        "usual remedies for it, L2-SP, WiSE-FT and LwF. How to use them: [Keeping what the network "
-        "knew](../retention.md)."
+        "features (linear probe). LoRA stands beside full fine-tuning at several learning rates, with and without "
+        "frozen norms, and beside the three usual remedies, L2-SP, WiSE-FT and LwF. How to use "
+        "them: [Keeping what the network knew](../retention.md)."
     )
 
 
@@ -64,7 +64,7 @@ def _done(summary: Summary, _: list[str]) -> Iterator[str]:
         f"{share(float(part))} ({epochs} epoch{'s' * (epochs > 1)})"
         for part, epochs in sorted(budget["epochs"].items())
     ]
-    pace = "the head, LoRA (at rank 8, for every rank), full fine-tuning, L2-SP and LwF"
+    pace = "the head, LoRA (at rank 8, for every rank), full fine-tuning, the same with frozen norms, L2-SP and LwF"
     lines += [
         f"Amounts of data: {listed(fractions)} of the training images, drawn by the seed in proportion to the classes. "
         "Validation keeps its size at every amount, which is more than one has who has so few images.",
@@ -72,7 +72,9 @@ def _done(summary: Summary, _: list[str]) -> Iterator[str]:
         "used for nothing else. The test split and the source chose nothing. Full fine-tuning was then run at every "
         "rate with every seed, to draw its curve.",
         "Full fine-tuning, L2-SP and LwF train every weight and the norms with their statistics; LoRA and the head "
-        "alone freeze them. AdamW, cosine with warm-up, no augmentation; the epoch with the best validation accuracy.",
+        "alone freeze the norms. *Full, norms frozen* trains every other weight and tells how much is the norms'; it "
+        "was added when the figures of the other arms were known. AdamW, cosine with warm-up, no augmentation; the "
+        "epoch with the best validation accuracy.",
         "L2-SP has strength 0.1 and LwF weight 1 at temperature 2; neither was tuned. WiSE-FT takes the networks of "
         "full fine-tuning at its chosen rate, with the weights and statistics moved "
         f"{listed([share(1 - x) for x in _coefficients(summary)])} of the way back to the base, the new head as it "
@@ -133,7 +135,7 @@ def _matched(summary: Summary, _: list[str]) -> Iterator[str]:
     yield "## At equal accuracy on the target"
     yield (
         "An arm that learned less also forgot less. So each way to train weights is taken at the one of its measured "
-        "settings (rates of full fine-tuning, coefficients of WiSE-FT, the one setting of L2-SP and LwF) whose "
+        "settings (rates of full fine-tuning, coefficients of WiSE-FT, the one setting of the others) whose "
         f"validation accuracy is nearest to that of {ARMS[LORA].title}; *none near* where that is more than "
         f"{100 * MATCH:g} points away. That limit was one point before the first runs, which is less than chance moves "
         "the accuracy of so small a validation split. Differences are LoRA less the other, in points; ○ holds zero."

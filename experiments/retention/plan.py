@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-FULL, LORA, HEAD = "full", "lora-8", "head"
+FULL, FROZEN, LORA, HEAD = "full", "full-frozen", "lora-8", "head"
 WISE = "wise-ft"  # made from the runs of `full`, without training
 COEFFICIENTS = (0.25, 0.5, 0.75)  # of WiSE-FT, between the base and the fine-tuned network
 TUNING_SEED = 100  # used for nothing else
@@ -32,6 +32,7 @@ ARMS = {
         Arm("lora-2", "LoRA, rank 2", "lora", {"name": "lora", "rank": 2}, {}),
         Arm("lora-32", "LoRA, rank 32", "lora", {"name": "lora", "rank": 32}, {}),
         Arm("full", "full fine-tuning", "full", {"name": "full"}, {}),
+        Arm("full-frozen", "full, norms frozen", "full-frozen", {"name": "full", "norm": "frozen"}, {}),
         Arm("l2-sp", "L2-SP", "l2-sp", {"name": "full"}, {"objective": "l2-sp", "l2sp_weight": 0.1}),
         Arm("lwf", "LwF", "lwf", {"name": "full"}, {"objective": "lwf", "lwf_weight": 1.0}),
     )
@@ -40,6 +41,7 @@ RATES = {
     "head": (0.004, 0.016, 0.064, 0.256),
     "lora": (0.001, 0.004, 0.016, 0.064),
     "full": (0.0005, 0.002, 0.008, 0.032),
+    "full-frozen": (0.0005, 0.002, 0.008, 0.032),
     "l2-sp": (0.0005, 0.002, 0.008, 0.032),
     "lwf": (0.0005, 0.002, 0.008, 0.032),
 }

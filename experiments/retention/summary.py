@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from plan import ARMS, FULL, LORA, MATCH, WISE
+from plan import ARMS, FROZEN, FULL, LORA, MATCH, WISE
 from store import RESULTS, Line, read_lines, select
 
 from convpeft.evaluation import SeedDifference, mean_interval, seed_difference
@@ -113,7 +113,7 @@ class Summary:
         lora = self.row(transfer, fraction, LORA)
         level = lora.mean("val_accuracy")
         found: list[tuple[Row, Row | None]] = []
-        for arm in (FULL, WISE, "l2-sp", "lwf"):
+        for arm in (FULL, FROZEN, WISE, "l2-sp", "lwf"):
             rows = [row for row in self.rows(transfer, fraction) if row.arm == arm]
             if not rows:
                 continue
