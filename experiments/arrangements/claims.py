@@ -27,7 +27,8 @@ from arms import (
 )
 from common.comparison import Comparison
 from common.contrasts import Contrast
-from common.wording import NOTHING, detectable_cell, difference_cell, listed, over_images_cell, table, verdict
+from common.text import NOTHING, listed, table
+from common.wording import detectable_cell, difference_cell, over_images_cell, verdict
 from effects import change_of_effect, effect, mean_effect
 from plan import LETTERS
 from scores import Score, Share

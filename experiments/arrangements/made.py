@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from common.comparison import Comparison
-from common.wording import words
+from common.text import words
 
 from convpeft.reporting.provenance import Provenance, provenance_markdown
 

@@ -12,7 +12,8 @@ from arms import ABOUT, AT_BUDGET, HEAD, LESS_CONV1, LESS_CONV2, PARALLEL, SERIA
 from claims import claim_blocks, stride_blocks
 from common.blocks import unfinished_lines
 from common.comparison import Comparison
-from common.wording import NOTHING, accuracy_cell, difference_cell, listed, table, words
+from common.text import NOTHING, listed, table, words
+from common.wording import accuracy_cell, difference_cell
 from effects import mean_effect
 from figure import draw_all
 from made import made_block

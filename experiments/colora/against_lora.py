@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from arms import COLORA, LORA, LORA_ALL, forms_of
 from common.comparison import Comparison, Setting
-from common.wording import NOTHING, detectable_cell, difference_cell, listed, over_images_cell, points, table
+from common.text import NOTHING, listed, points, table
+from common.wording import detectable_cell, difference_cell, over_images_cell
 from measures import TIE, auc_difference, outcome, varies_less
 from stability import Ratio
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from arms import AFTER, BESIDE, BIASES, COLORA, DEPTHWISE, DEPTHWISE_MERGED, HEAD, MERGED, WHOLE
 from common.comparison import Comparison, Setting
-from common.wording import NOTHING, detectable_cell, difference_cell, over_images_cell, points, table, verdict
+from common.text import NOTHING, points, table
+from common.wording import detectable_cell, difference_cell, over_images_cell, relation, verdict
 from measures import auc_difference, epoch_ratio, varies_less
 from published import UNTESTED
 from stability import Ratio
@@ -130,5 +131,4 @@ def _place(row: Row) -> int:
 def short_verdict(found: Comparison, other: str, setting: Setting) -> str:
     """One clause on CoLoRA against another arm."""
     gap = found.contrast([COLORA], [other], setting)
-    word = {1: "more accurate than", 0: "within noise of", -1: "less accurate than"}[gap.sign]
-    return f"{word} `{other}` ({difference_cell(gap).removesuffix(' ○')} points)"
+    return f"{relation(gap)} `{other}` ({difference_cell(gap).removesuffix(' ○')} points)"

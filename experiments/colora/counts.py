@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from common.wording import NOTHING, table
+from common.text import NOTHING, table
 
 from convpeft.reporting import format_count
 

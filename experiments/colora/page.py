@@ -12,7 +12,8 @@ from arms import COLORA, DEPTHWISE, HEAD, LORA, MERGED, WHOLE
 from claims import claim_blocks, short_verdict
 from common.blocks import provenance_block
 from common.comparison import Cell, Comparison, Setting
-from common.wording import NOTHING, accuracy_cell, listed, points, table, words
+from common.text import NOTHING, listed, points, table, words
+from common.wording import accuracy_cell
 from counts import count_blocks
 from figure import draw_all
 from folds import Folds, read_comparisons

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from common.comparison import Comparison, Setting
-from common.wording import accuracy_cell, detectable_cell, difference_cell, listed, over_images_cell, table
+from common.text import listed, table
+from common.wording import accuracy_cell, detectable_cell, difference_cell, over_images_cell
 from convpeft.reporting import format_count
 from convpeft.reporting.provenance import Provenance, provenance_markdown
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.answers import unpacked
 from common.contrasts import Contrast, contrast
 from convpeft.evaluation import mean_and_deviation, mean_interval
 
@@ -130,8 +131,7 @@ class Comparison:
 
 def answers_of(run: Line) -> NDArray[np.float64]:
     """1 where the run is right and 0 where it is not, (test images,)."""
-    packed = np.frombuffer(bytes.fromhex(run["right"]), dtype=np.uint8)
-    return np.unpackbits(packed)[: run["images"]["test"]].astype(np.float64)
+    return unpacked(run["right"], run["images"]["test"])
 
 
 def _in_order(runs: Sequence[Line]) -> list[Setting]:

@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 from common.comparison import Cell
 from common.contrasts import Contrast
+from common.text import NOTHING, points
 from convpeft.evaluation import describe_seed_difference
 from convpeft.reporting import format_percent
-
-NOTHING = "-"
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-
-
-def words(number: int) -> str:
-    """A small number as a word."""
-    return _NUMBERS[number] if number < len(_NUMBERS) else str(number)
-
-
-def listed(parts: Iterable[object]) -> str:
-    """A, B and C."""
-    found = [str(part) for part in parts]
-    return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}" if found else "none"
-
-
-def points(fraction: float) -> str:
-    """A difference of two accuracies in points, with its sign."""
-    return f"{100 * fraction:+.1f}"
 
 
 def accuracy_cell(cell: Cell) -> str:
@@ -62,6 +42,11 @@ def verdict(found: Contrast) -> str:
     return "not held: the other way round" if found.sign < 0 else "not held: within noise"
 
 
+def relation(found: Contrast) -> str:
+    """How accurate one side is beside the other, before the other's name."""
+    return {1: "more accurate than", -1: "less accurate than", 0: "within noise of"}[found.sign]
+
+
 def sentence(found: Contrast, *, a: str, b: str) -> str:
     """The difference in one plain sentence, and a second one where the test images leave it open."""
     told = describe_seed_difference(found.seeds, a=a, b=b)
@@ -69,9 +54,3 @@ def sentence(found: Contrast, *, a: str, b: str) -> str:
         facts = f"95 % interval over them {points(found.low)} to {points(found.high)}"
         told += f" Other test images might undo it ({facts})."
     return told
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common.answers import unpacked
 from plan import MODES
 
 from convpeft.evaluation import Difference, paired_difference
@@ -41,8 +42,7 @@ def _runs(content: dict[str, Any]) -> Runs:
 
 
 def _right(run: dict[str, Any], content: dict[str, Any]) -> np.ndarray:
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(run["right"]), dtype=np.uint8))
-    return bits[: content["budget"]["test"]].astype(bool)
+    return unpacked(run["right"], content["budget"]["test"]).astype(bool)
 
 
 def _head(content: dict[str, Any]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
+sys.path.insert(0, str(HERE.parent))  # for what the experiments share
 RESULTS = "results.json"
 
 
@@ -26,6 +28,7 @@ def run(root: Path, folder: Path, *, names: list[str], again: bool) -> None:
     """Make the runs that are missing, or all that are named."""
     import numpy as np
     import torch
+    from common.answers import packed
     from plan import MODES, SEEDS, budget, recipe
 
     import convpeft
@@ -64,7 +67,7 @@ def run(root: Path, folder: Path, *, names: list[str], again: bool) -> None:
                     "folded": len(chosen.folded),
                     "layout": chosen.layout,
                     "train_losses": [round(epoch.train_loss, 5) for epoch in result.fit.history],
-                    "right": np.packbits(right).tobytes().hex(),
+                    "right": packed(right),
                     "seconds": round(time.perf_counter() - began, 1),
                 }
                 kept = [old for old in content["runs"] if (old["mode"], old["seed"]) != (name, seed)]

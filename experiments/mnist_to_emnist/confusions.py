@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from common.wording import table
+from common.text import table
 from summary import Row, Summary, crossing_mistakes, groups_in, lookalike_mistakes, lookalike_pairs
 from wording import inside, percent
 

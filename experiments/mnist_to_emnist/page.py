@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from common.wording import NOTHING, table, words
+from common.text import NOTHING, table, words
 from confusions import confusion_blocks, lookalike_share
 from figures import draw_all
 from summary import Row, Summary

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.wording import NOTHING, words
+from common.text import NOTHING, words
 from summary import Estimate, Row
 
 from convpeft.reporting import format_percent

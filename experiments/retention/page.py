@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from claims import NOT_MEASURED, judge
+from common.lines import RESULTS
+from common.text import NOTHING, listed, table
 from figures import draw_all
 from plan import ARMS, FULL, LORA, MATCH, WISE
 from sequences import MODES, SCENARIOS
-from store import RESULTS, select
+from store import select
 from summary import Row, Summary, best_rate
-from wording import NOTHING, detectable, difference, listed, measured, percent, share, table
+from wording import detectable, difference, measured, percent, share
 
 from convpeft.evaluation import mean_interval, sequence_scores
 from convpeft.reporting.provenance import Provenance, provenance_markdown

@@ -10,6 +10,7 @@ import hashlib
 import multiprocessing
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
@@ -18,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cells import Cell, Setting
+    from common.lines import Line
     from plan import Budget, Transfer
-    from store import Line, Store
+    from store import Store
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
+sys.path.insert(0, str(HERE.parent))  # for what the experiments share
 Job = tuple[Callable[..., dict[str, Any]], tuple[Any, ...]]
 
 

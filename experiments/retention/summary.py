@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from common.lines import RESULTS, Line, read_lines
 from plan import ARMS, FROZEN, FULL, LORA, MATCH, WISE
-from store import RESULTS, Line, read_lines, select
+from store import select
 
 from convpeft.evaluation import SeedDifference, mean_interval, seed_difference
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from common.text import NOTHING
 from summary import Row
 
 from convpeft.evaluation import SeedDifference
-
-NOTHING = "-"
 
 
 def percent(fraction: float | None) -> str:
@@ -41,14 +38,3 @@ def difference(found: SeedDifference) -> str:
 def detectable(found: SeedDifference) -> str:
     """What would be found 8 times in 10."""
     return NOTHING if found.detectable is None else f"{100 * found.detectable:.1f}"
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: int = 0) -> str:
-    """A Markdown table; the columns from `right` on are aligned to the right."""
-    rule = ["---" if number < right else "---:" for number in range(len(headers))] if right else ["---"] * len(headers)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [headers, rule, *rows])
-
-
-def listed(words: Sequence[str]) -> str:
-    """Words joined by commas and a last `and`."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

@@ -8,7 +8,7 @@ from typing import Any
 
 from claims import claims
 from common.blocks import unfinished_lines
-from common.wording import listed, words
+from common.text import listed, words
 from summary import MCA_19, WHOLE, Summary
 
 from convpeft.data.corruptions.names import SEVERITIES

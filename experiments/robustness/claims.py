@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from common.wording import NOTHING, detectable_cell, difference_cell, over_images_cell, table, verdict
+from common.text import NOTHING, table
+from common.wording import detectable_cell, difference_cell, over_images_cell, verdict
 from summary import CLEAN, HEAD, MCA_19, NORMS, SCRATCH, WHOLE, Summary
 
 BEYOND = 8.0  # the ratio above the paper's

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from account import done_lines, limit_blocks, reproduce_block, steps_of
 from claims import BEYOND, claim_blocks
-from common.wording import detectable_cell, difference_cell, listed, over_images_cell, points, table, words
+from common.text import listed, points, table, words
+from common.wording import detectable_cell, difference_cell, over_images_cell
 from figure import draw_all
 from plan import BUDGETS
 from summary import CLEAN, HEAD, MCA_19, NORMS, SCRATCH, WHOLE, Summary

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from arms import FROZEN, HEAD, WHOLE, adapters_of
 from common.comparison import Comparison
 from common.contrasts import Contrast
-from common.wording import NOTHING, detectable_cell, difference_cell, listed, over_images_cell, table, verdict
+from common.text import NOTHING, listed, table
+from common.wording import detectable_cell, difference_cell, over_images_cell, verdict
 
 
 def claim_blocks(summaries: Sequence[Comparison]) -> Iterator[str]:

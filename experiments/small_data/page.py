@@ -11,7 +11,8 @@ from arms import FROZEN, WHOLE, adapters_of
 from claims import claim_blocks
 from common.blocks import accuracy_table, data_line, difference_row, edges_line, provenance_block, unfinished_lines
 from common.comparison import Comparison, Setting
-from common.wording import difference_cell, listed, points, sentence, table, words
+from common.text import listed, points, table, words
+from common.wording import difference_cell, relation, sentence
 from figure import draw_all
 from plan import BUDGETS
 
@@ -55,15 +56,14 @@ def _head(summaries: Sequence[Comparison], lacking: Sequence[str]) -> Iterator[s
 def _short(summary: Comparison) -> Iterator[str]:
     for size in summary.settings:
         found = summary.contrast(adapters_of(summary), [WHOLE], size)
-        word = {1: "more accurate than", -1: "less accurate than", 0: "within noise of"}[found.sign]
         better, worse = (
             [f"`{a}`" for a in adapters_of(summary) if summary.contrast([a], [WHOLE], size).sign == s] for s in (1, -1)
         )
         each = f"one by one, {listed(better)} beat it" if better else "none of them beats it by itself"
         each += f", and it beats {listed(worse)}" if worse else ""
         yield (
-            f"{summary.content['title']}, {size} images a class: the adapters together are {word} full fine-tuning "
-            f"({difference_cell(found).removesuffix(' ○')} points); {each}."
+            f"{summary.content['title']}, {size} images a class: the adapters together are {relation(found)} full "
+            f"fine-tuning ({difference_cell(found).removesuffix(' ○')} points); {each}."
         )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from common.text import NOTHING, points
 from plan import BOTH, EQUAL, PLAIN, RESTORING, SEARCH, STABLE
 from summary import Contrast, Ratio, Summary, contrast, layer_ratios, operations, over_rates, ratio
-from wording import NOTHING, difference_cells, points
+from wording import difference_cells
 
 HELD, ROUND, NOISE, NOT_HERE = "held", "not held: the other way round", "not held: within noise", "not testable here"
 SLACK = 1.01  # how much larger the corrected error may be, as the method has it

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common.answers import packed
 from images import Images, images_for
 from plan import RATES, RESTORING, SEARCH, TUNE, Budget, Case, is_restored
 from torch import nn
@@ -158,7 +159,7 @@ class Bench:
 
 def bits(right: Any) -> dict[str, Any]:
     """Accuracy, and a bit for each image."""
-    return {"accuracy": float(np.mean(right)), "right": np.packbits(right).tobytes().hex(), "images": len(right)}
+    return {"accuracy": float(np.mean(right)), "right": packed(right), "images": len(right)}
 
 
 def _rounded(facts: Mapping[str, Any]) -> dict[str, Any]:

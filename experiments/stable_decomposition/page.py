@@ -8,20 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from claims import NOT_HERE, PUBLISHED, judge
+from common.text import NOTHING, listed, points, table, words
 from figure import draw_all
 from plan import BOTH, EQUAL, METHODS, PLAIN, RATES, RESTORING, SEARCH, SQUEEZENET, STABLE, TUNING_SEED, WEIGHTS
-from summary import Line, Summary, contrast, left, restored, unpacked
-from wording import (
-    NOTHING,
-    accuracy_cell,
-    difference_cells,
-    interval_cell,
-    listed,
-    percent,
-    points,
-    table,
-    words,
-)
+from summary import Line, Summary, contrast, left, restored, right_of
+from wording import accuracy_cell, difference_cells, interval_cell, percent
 
 from convpeft.evaluation import paired_difference
 from convpeft.reporting.provenance import Provenance, provenance_markdown
@@ -192,7 +183,7 @@ def _tried(summary: Summary, drawn: Sequence[str]) -> Iterator[str]:
 def _paired(a: Line, b: Line) -> tuple[str, str, str]:
     if "right" not in a or "right" not in b:
         return (NOTHING,) * 3
-    found = paired_difference(unpacked(a), unpacked(b), seed=0)
+    found = paired_difference(right_of(a), right_of(b), seed=0)
     return points(found.delta), interval_cell(found.low, found.high), f"{found.p_value:.2g}"
 
 

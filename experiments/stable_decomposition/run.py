@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
+sys.path.insert(0, str(HERE.parent))  # for what the experiments share
 
 
 def run(name: str, folder: Path, *, data: Path | None, weights: Path | None) -> None:
@@ -51,8 +53,9 @@ def run(name: str, folder: Path, *, data: Path | None, weights: Path | None) -> 
 
 def cell(folder: Path, case: dict[str, Any], *, data: Path | None, weights: Path | None) -> None:
     """Measure one case of the results again, and print its figures beside those that are held."""
+    from common.lines import RESULTS, read_lines
     from plan import budget_of, key_of
-    from store import RESULTS, chosen_rates, measured, read_lines
+    from store import chosen_rates, measured
 
     lines = read_lines(folder / RESULTS)
     held = next((line for line in measured(lines) if key_of(line) == key_of(case)), None)

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common.answers import unpacked
+from common.lines import RESULTS, Line, read_lines
 from numpy.typing import NDArray
 from plan import EQUAL, METHODS, SEARCH, TUNE, Budget, budget_of, cases, key_of
-from store import RESULTS, Line, chosen_rates, measured, read_lines
+from store import chosen_rates, measured
 
 from convpeft.evaluation import SeedDifference, bootstrap_interval, mean_interval, seed_difference
 
@@ -119,7 +121,7 @@ class Summary:
 def answers(line: Line, stage: Stage) -> NDArray[np.float64] | None:
     """Which test images are right at a stage, None where that was not measured or broke."""
     found = line[stage] if stage in line else restored(line, stage)
-    return None if found is None or "right" not in found else unpacked(found)
+    return None if found is None or "right" not in found else right_of(found)
 
 
 def restored(line: Line, arm: str) -> Line | None:
@@ -127,10 +129,9 @@ def restored(line: Line, arm: str) -> Line | None:
     return next((each for each in line.get("restored", ()) if each["arm"] == arm), None)
 
 
-def unpacked(found: Line) -> NDArray[np.float64]:
+def right_of(found: Line) -> NDArray[np.float64]:
     """A number for each image, one for right."""
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(found["right"]), dtype=np.uint8))
-    return bits[: found["images"]].astype(np.float64)
+    return unpacked(found["right"], found["images"])
 
 
 def contrast(pairs: Sequence[Pair]) -> Contrast | None:
@@ -154,7 +155,7 @@ def over_rates(line: Line, other: Line, arm: str) -> Contrast | None:
     gaps: list[NDArray[np.float64]] = []
     for one, its in zip(line["tried"], other["tried"], strict=True):
         if one["arm"] == arm and "right" in one and "right" in its:
-            gaps.append(unpacked(one) - unpacked(its))
+            gaps.append(right_of(one) - right_of(its))
     if not gaps:
         return None
     images = np.mean(gaps, axis=0)

@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from common.text import NOTHING, points
 from summary import Contrast, Line, Ratio, accuracy
 
 from convpeft.evaluation import mean_and_deviation, mean_interval, wilson_interval
-
-NOTHING = "-"
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-
-
-def words(number: int) -> str:
-    """A small number as a word."""
-    return _NUMBERS[number] if number < len(_NUMBERS) else str(number)
-
-
-def listed(parts: Iterable[object]) -> str:
-    """A, B and C."""
-    found = [str(part) for part in parts]
-    return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}" if found else "none"
-
-
-def points(fraction: float) -> str:
-    """A difference of two accuracies in points, with its sign."""
-    return f"{100 * fraction:+.1f}"
 
 
 def percent(fraction: float) -> str:
@@ -66,9 +48,3 @@ def ratio_cell(found: Ratio | None, *, form: str = ".2f") -> str:
     if found.low is None or found.high is None:
         return f"{found.mean:{form}}"
     return f"{found.mean:{form}} [{found.low:{form}}, {found.high:{form}}]"
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: int) -> str:
-    """A Markdown table; the columns from `right` on are aligned to the right."""
-    rule = ["---" if number < right else "---:" for number in range(len(headers))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [headers, rule, *rows])

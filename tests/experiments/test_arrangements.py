@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
-import os
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +21,7 @@ from scipy import stats
 
 import convpeft
 from convpeft.models import load_model
+from experiment_runs import assert_names_no_folder, assert_tuned_alike, run_experiment
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "arrangements"
 RESULTS = EXPERIMENT / "results.json"
@@ -198,15 +198,7 @@ def test_two_forms_of_the_network_differ_in_the_place_of_the_stride_alone(own: S
     assert own.arms.arm_on("letters-v1", own.arms.STRIDED) == own.arms.arm_on("letters-v15", own.arms.BESIDE)
 
 
-def run(*words: str | Path, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(EXPERIMENT / "run.py"), *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+run = partial(run_experiment, EXPERIMENT)
 
 
 def page_of(folder: Path, tasks: dict[str, dict[str, Any]], cost: dict[str, Any] | None = None) -> str:
@@ -320,9 +312,6 @@ def test_small_budget_runs_goes_on_and_gives_a_cell_again(tmp_path: Path):
 @pytest.mark.skipif(not RESULTS.is_file(), reason="not measured yet")
 def test_committed_results_are_tuned_alike_and_name_no_folder():
     text = RESULTS.read_text(encoding="utf-8")
-    assert '"/' not in text and ":/" not in text
+    assert_names_no_folder(text)
     content = json.loads(text)
-    assert content["budget"] == "medium"
-    for each in content["tasks"].values():
-        counts = {len([t for t in each["tried"] if t["arm"] == run["arm"]]) for run in each["runs"]}
-        assert counts == {each["trials"]}
+    assert_tuned_alike(content)

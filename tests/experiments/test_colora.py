@@ -6,11 +6,10 @@ import importlib
 import itertools
 import json
 import math
-import os
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+
+from experiment_runs import assert_names_no_folder, assert_tuned_alike, run_experiment
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "colora"
 RESULTS = EXPERIMENT / "results.json"
@@ -28,17 +29,7 @@ CHANCES = {"probe": 0.5, "bitfit": 0.7, "residual-parallel": 0.9, "lora": 0.7, "
 MODULES = ("folds", "measures", "stability", "claims", "counts", "vgg16", "plan")
 
 
-def run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXPERIMENT / "run.py"), *map(str, words)]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+run = partial(run_experiment, EXPERIMENT, timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -352,16 +343,10 @@ def test_octmnist_is_taken_where_the_files_are_given(tmp_path: Path):
 @pytest.mark.skipif(not RESULTS.is_file(), reason="not measured yet")
 def test_committed_results_are_tuned_alike_and_name_no_folder():
     text = RESULTS.read_text(encoding="utf-8")
-    assert '"/' not in text and ":/" not in text
+    assert_names_no_folder(text)
     content = json.loads(text)
-    assert content["budget"] == "medium"
+    assert_tuned_alike(content)
     for each in content["tasks"].values():
-        counts = {
-            len([t for t in each["tried"] if (t["arm"], t["setting"]) == (arm, setting)])
-            for arm in each["arms"]
-            for setting in {run["setting"] for run in each["runs"]}
-        }
-        assert counts == {each["trials"]}
         for row in each["runs"]:
             trials = [t for t in each["tried"] if (t["arm"], t["setting"]) == (row["arm"], row["setting"])]
             assert row["lr"] == max(trials, key=lambda trial: (trial["val_accuracy"], -trial["val_loss"]))["lr"]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from scipy import stats
 import convpeft
 from convpeft.data.corruptions import ALL, COMMON, EXTRA
 from convpeft.models import load_model
+from experiment_runs import assert_names_no_folder, assert_tuned_alike, run_experiment
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = ROOT / "experiments" / "robustness"
@@ -42,16 +41,7 @@ CHANCES = (
 )
 
 
-def run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(EXPERIMENT / "run.py"), *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+run = partial(run_experiment, EXPERIMENT, timeout=900)
 
 
 def form_images() -> list[tuple[str, int]]:
@@ -306,12 +296,9 @@ def test_small_budget_runs_goes_on_where_it_stopped_and_makes_a_cell_again(tmp_p
 @pytest.mark.skipif(not RESULTS.is_file(), reason="not measured yet")
 def test_committed_results_are_tuned_alike_and_name_no_folder():
     content = json.loads(RESULTS.read_text(encoding="utf-8"))
-    assert content["budget"] == "medium"
+    assert_tuned_alike(content)
     runs = [run for each in content["tasks"].values() for run in each["runs"]]
     packed = [run.pop("corrupted") for run in runs]  # letters that may spell anything
     assert all(packed)
     text = json.dumps(content)
-    assert '"/' not in text and ":/" not in text
-    for each in content["tasks"].values():
-        counts = {len([t for t in each["tried"] if t["arm"] == arm]) for arm in each["arms"]}
-        assert counts == {each["trials"]}
+    assert_names_no_folder(text)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from common.contrasts import Contrast, clustered_error
 from scipy import stats
 
 from convpeft.evaluation import SeedDifference
+from experiment_runs import assert_names_no_folder, assert_tuned_alike, run_experiment
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "small_data"
 RESULTS = EXPERIMENT / "results.json"
@@ -38,17 +37,7 @@ CHANCES = {
 }
 
 
-def run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXPERIMENT / "run.py"), *map(str, words)]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+run = partial(run_experiment, EXPERIMENT)
 
 
 def task(chances: dict[tuple[str, int], float] = CHANCES, groups: list[int] | None = None) -> dict[str, Any]:
@@ -278,14 +267,8 @@ def test_small_budget_runs_and_goes_on_where_it_stopped(tmp_path: Path):
 @pytest.mark.skipif(not RESULTS.is_file(), reason="not measured yet")
 def test_committed_results_are_whole_tuned_alike_and_name_no_folder():
     text = RESULTS.read_text(encoding="utf-8")
-    assert '"/' not in text and ":/" not in text
+    assert_names_no_folder(text)
     content = json.loads(text)
-    assert content["budget"] == "medium"
+    assert_tuned_alike(content)
     for each in content["tasks"].values():
         assert len(each["runs"]) == each["planned"]
-        counts = {
-            len([t for t in each["tried"] if (t["arm"], t["setting"]) == (arm, size)])
-            for arm in each["arms"]
-            for size in {run["setting"] for run in each["runs"]}
-        }
-        assert counts == {each["trials"]}
