@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import runpy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,19 @@ def page_of(content: dict[str, Any], folder: Path) -> str:
 def row_of(page: str, claim: str, measure: str) -> list[str]:
     line = next(line for line in page.splitlines() if line.startswith(f"| {claim}") and f"| {measure} |" in line)
     return [part.strip() for part in line.strip("| ").split(" | ")]
+
+
+def test_an_image_has_one_form_of_each_severity_by_five_corruptions():
+    cells = runpy.run_path(str(EXPERIMENT / "cells.py"))["cells_of"](np.repeat(np.arange(3), 40), 20, ALL)
+    of_image: dict[int, list[tuple[str, int]]] = {}
+    for form, images in cells.items():
+        assert len(images) == 6  # two of each class
+        for image in images.tolist():
+            of_image.setdefault(image, []).append(form)
+    assert set(of_image) == set(range(120))
+    for forms in of_image.values():
+        assert sorted(severity for _, severity in forms) == [1, 2, 3, 4, 5]
+        assert len({name for name, _ in forms}) == 5
 
 
 def test_page_marks_claims_by_what_the_figures_say(tmp_path: Path):
