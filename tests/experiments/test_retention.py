@@ -168,7 +168,7 @@ def test_small_budget_runs_without_data_and_goes_on_where_it_stopped(tmp_path: P
     assert first.returncode == 0, first.stderr
     results = tmp_path / "results.jsonl"
     runs = read(results, "run")
-    assert len(runs) == 28
+    assert len(runs) == 32
     assert all(line["off_identical"] for line in runs)
     base = read(results, "base")[0]
     head = next(line for line in runs if line["arm"] == "head")
