@@ -14,7 +14,7 @@ from convpeft.errors import ConvpeftError, OptionError
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line, as the full command line does."""
-        self.exit(2, f"convpeft: {message.rstrip('.')}. See `convpeft --help`.\n")
+        self.exit(2, f"convpeft: {message.rstrip('.')}. See `{self.prog} --help`.\n")
 
 
 def main() -> NoReturn:

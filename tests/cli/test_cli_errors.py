@@ -56,3 +56,18 @@ def test_reader_that_goes_away_is_no_error(words):
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) in (0, 1)  # 1 is what click makes of it
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("compress", "x"), "convpeft: Missing option '--data'. See `convpeft compress --help`."),
+        (
+            ("comprss",),
+            "convpeft: No such command 'comprss'. Did you mean 'compress', 'compare'? See `convpeft --help`.",
+        ),
+    ],
+    ids=["option", "command"],
+)
+def test_wrong_usage_names_the_help_to_read(call, words, line):
+    assert call(*words).failed(2) == f"{line}\n"

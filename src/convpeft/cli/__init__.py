@@ -62,7 +62,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.format_message())
             sys.exit(2)
-        _fail(f"{error.format_message().rstrip('.')}. See `convpeft --help`.", 2, debug=debug)
+        command = error.ctx.command_path if error.ctx else "convpeft"
+        told = error.format_message()
+        _fail(f"{told if told.endswith(('.', '?')) else f'{told}.'} See `{command} --help`.", 2, debug=debug)
     except OptionError as error:
         _fail(str(error), 2, debug=debug)
     except ConvpeftError as error:
