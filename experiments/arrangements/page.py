@@ -12,7 +12,7 @@ from arms import ABOUT, AT_BUDGET, HEAD, LESS_CONV1, LESS_CONV2, PARALLEL, SERIA
 from claims import claim_blocks, stride_blocks
 from common.blocks import unfinished_lines
 from common.comparison import Comparison
-from common.text import NOTHING, listed, table, words
+from common.text import NOTHING, be, listed, table, words
 from common.wording import accuracy_cell, difference_cell
 from effects import mean_effect
 from figure import draw_all
@@ -280,11 +280,11 @@ def _share_cells(share: Share) -> tuple[str, str]:
 
 def _edges_line(comparisons: Sequence[Comparison]) -> str:
     edges = [(found.content["title"], len(found.at_edge())) for found in comparisons]
-    cells = sum(len(found.cells()) for found in comparisons)
+    cells, at_edge = sum(len(found.cells()) for found in comparisons), sum(count for _, count in edges)
     return (
-        f"{sum(count for _, count in edges)} of {cells} chosen learning rates are the lowest or the highest that was "
-        f"tried ({listed(f'{count} on {title}' for title, count in edges)}); the table of accuracies has them all. A "
-        "wider or finer range might do better there."
+        f"{at_edge} of {cells} chosen learning rates {be(at_edge)} the lowest or the highest that was tried "
+        f"({listed(f'{count} on {title}' for title, count in edges)}); the table of accuracies has them all. A wider "
+        "or finer range might do better there."
     )
 
 

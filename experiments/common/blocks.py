@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.comparison import Comparison, Setting
-from common.text import listed, table
+from common.text import be, listed, table
 from common.wording import accuracy_cell, detectable_cell, difference_cell, over_images_cell
 from convpeft.reporting import format_count
 from convpeft.reporting.provenance import Provenance, provenance_markdown
@@ -63,7 +63,7 @@ def edges_line(comparisons: Sequence[Comparison], *, setting: str = "{}") -> str
         for found, arm, each, rate in edges
     ]
     cells = sum(len(found.cells()) for found in comparisons)
-    told = f"{len(edges)} of {cells} chosen learning rates are the lowest or the highest that was tried"
+    told = f"{len(edges)} of {cells} chosen learning rates {be(len(edges))} the lowest or the highest that was tried"
     return told + (f": {listed(named)}. A wider range might do better there." if edges else ".")
 
 

@@ -19,6 +19,11 @@ def listed(parts: Iterable[object]) -> str:
     return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}" if found else "none"
 
 
+def be(number: int) -> str:
+    """The verb that goes with so many."""
+    return "is" if number == 1 else "are"
+
+
 def points(fraction: float) -> str:
     """A difference of two accuracies in points, with its sign."""
     return f"{100 * fraction:+.1f}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from claims import claims
 from common.blocks import unfinished_lines
-from common.text import listed, words
+from common.text import be, listed, words
 from summary import MCA_19, WHOLE, Summary
 
 from convpeft.data.corruptions.names import SEVERITIES
@@ -91,8 +91,8 @@ def _corrupted_lines(told: Mapping[str, Any] | None) -> Iterator[str]:
     )
 
 
-def limit_blocks(summaries: Sequence[Summary]) -> Iterator[str]:
-    """What the paper did otherwise, and what cannot be concluded."""
+def limit_blocks(summaries: Sequence[Summary], *, earlier: str) -> Iterator[str]:
+    """What the paper did otherwise, and what cannot be concluded; `earlier` tells of a run before, if there was one."""
     yield "## What the paper did otherwise"
     yield "\n".join(f"- {line}" for line in _OTHERWISE)
     yield "## How far this goes"
@@ -103,6 +103,7 @@ def limit_blocks(summaries: Sequence[Summary]) -> Iterator[str]:
         "Not measured: training on the test corruptions themselves, AugMix's consistency loss, longer training, larger "
         "networks, the published files. `--budget full` does the last three where the files are given: CIFAR-10 and "
         "CIFAR-100 from ResNet-34, 50 and 101, and Icons-50.",
+        *([earlier] if earlier else []),
     ]
     yield "\n".join(f"- {line}" for line in lines)
 
@@ -116,8 +117,9 @@ def _limits_of(summary: Summary) -> Iterator[str]:
     edges = summary.at_edge()
     listed_edges = f": {listed(f'`{arm}` ({rate:.2g})' for arm, _, rate in edges)}" if edges else ""
     yield (
-        f"{len(edges)} of {len(summary.arms)} chosen learning rates are the lowest or the highest that was tried"
-        f"{listed_edges}. Each was chosen by single runs on {run['images']['val']:,} validation images."
+        f"{len(edges)} of {len(summary.arms)} chosen learning rates {be(len(edges))} the lowest or the highest that "
+        f"was tried{listed_edges}. Each was chosen by single runs on {run['images']['val']:,} validation images; the "
+        "intervals hold nothing of that choice, which another draw may make otherwise."
     )
     wide, _ = summary.matched("setting", "rk", "r")
     if wide:

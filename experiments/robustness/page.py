@@ -8,10 +8,10 @@ from pathlib import Path
 
 from account import done_lines, limit_blocks, reproduce_block, steps_of
 from claims import BEYOND, claim_blocks
-from common.text import listed, points, table, words
+from common.text import be, listed, points, table, words
 from common.wording import detectable_cell, difference_cell, over_images_cell
 from figure import draw_all
-from plan import BUDGETS
+from plan import BUDGETS, EARLIER
 from summary import CLEAN, HEAD, MCA_19, NORMS, SCRATCH, WHOLE, Summary
 
 from convpeft.reporting import format_count, format_percent
@@ -31,7 +31,7 @@ def write_page(results: Path, docs: Path) -> None:
     blocks = [
         *_head(summaries, lacking),
         *(block for summary in summaries for block in _task(summary, docs, tasks=list(content["tasks"]))),
-        *limit_blocks(summaries),
+        *limit_blocks(summaries, earlier=EARLIER.get(content["budget"], "")),
         reproduce_block(content["budget"], summaries),
     ]
     (docs / f"{NAME}.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
@@ -70,12 +70,12 @@ def _short(summary: Summary) -> Iterator[str]:
     best = {measure: max(summary.arms, key=lambda arm: summary.level(arm, measure).mean) for measure in measures}
     levels = {measure: format_percent(summary.level(arm, measure).mean) for measure, arm in best.items()}
     told = [f"`{arm}` by {_measure(measure)} ({levels[measure]})" for measure, arm in best.items()]
-    run = summary.first(WHOLE)
+    run, edges = summary.first(WHOLE), len(summary.at_edge())
     yield (
         f"All this holds for a short training, {steps_of(summary)} steps on {run['images']['train']:,} images, in "
         f"which the highest of {len(summary.arms)} arms is {listed(told)}. Arms that change the whole network may need "
-        f"more of it than a new head does; and {len(summary.at_edge())} of the learning rates chosen are the lowest or "
-        "the highest that was tried. No verdict here is one on LoRA-C trained to its end."
+        f"more of it than a new head does; and {edges} of the learning rates chosen {be(edges)} the lowest or the "
+        "highest that was tried. No verdict here is one on LoRA-C trained to its end."
     )
 
 

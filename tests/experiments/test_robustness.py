@@ -180,7 +180,7 @@ def test_page_marks_claims_by_what_the_figures_say(tmp_path: Path):
     beaten = row_of(page, "LoRA-C is more robust than full fine-tuning with AugMix", "mCA-19")
     assert beaten[-1] == "not held: the other way round"
     assert page.count("not testable here") == 5
-    assert "1 of the learning rates chosen are the lowest or the highest" in page
+    assert "1 of the learning rates chosen is the lowest or the highest" in page
     assert "more robust than `scratch`, within noise of `probe`, `norm-tuning` and `full` and less robust than" in page
     chosen = "LoRA-C as validation chooses it is more robust than"
     assert row_of(page, f"{chosen} full fine-tuning", "mCA-19")[-1] == "not held: the other way round †"
@@ -222,7 +222,7 @@ def test_page_tells_levels_edges_images_and_provenance(tmp_path: Path):
     low, high = stats.t.interval(0.95, 2, loc=levels.mean(), scale=stats.sem(levels))
     line = next(line for line in page.splitlines() if line.startswith("| `full` | 270,000 |"))
     assert line.split(" | ")[5] == f"{levels.mean():.1f} [{low:.1f}, {high:.1f}]"
-    assert f"1 of {len(ARMS)} chosen learning rates are the lowest or the highest that was tried: `full` (0.1)" in page
+    assert f"1 of {len(ARMS)} chosen learning rates is the lowest or the highest that was tried: `full` (0.1)" in page
     assert "Each of the 100 forms (corruption and severity) is that of 20 test images, one in ten of" in page
     assert "2,000 answers a run" in page
     assert f"Base cifar-resnet/20 (resnet20_tinyimagenet32): {'b' * 64}" in page
