@@ -13,11 +13,11 @@ from claims import claim_blocks, stride_blocks
 from common.blocks import unfinished_lines
 from common.comparison import Comparison
 from common.text import NOTHING, be, listed, table, words
-from common.wording import accuracy_cell, difference_cell
-from effects import mean_effect
+from common.wording import accuracy_cell, difference_cell, over_images_cell
+from effects import effect, mean_effect
 from figure import draw_all
 from made import made_block
-from plan import BUDGETS, SCORED
+from plan import BUDGETS, EARLIER, SCORED
 from scores import Score, Share, parameters, scores_of, shares
 
 from convpeft.evaluation import mean_interval
@@ -49,7 +49,7 @@ def write_page(folder: Path, docs: Path) -> None:
         *_decathlon(scored, scores, drawn),
         *stride_blocks(every),
         *_time(every, times, beside["cost"]),
-        *_limits(list(every.values())),
+        *_limits(list(every.values()), earlier=EARLIER.get(content["budget"], "")),
         made_block(content["budget"], every),
     ]
     (docs / f"{NAME}.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
@@ -94,8 +94,8 @@ def _head(
     edges, cells = sum(len(found.at_edge()) for found in scored), sum(len(found.cells()) for found in scored)
     if edges:
         lines.append(
-            f"{edges} of {cells} learning rates lie at an end of what was tried, and training is short: a first sketch "
-            "of the map, whose intervals hold differences that would matter."
+            f"{edges} of {cells} learning rates lie at an end of what was tried, and training is short, "
+            f"{_steps(scored)} steps: another range or a longer training may change what lies close together."
         )
     if times:
         low, high = _time_range(times)
@@ -115,12 +115,20 @@ def _short(scored: Sequence[Comparison]) -> Iterator[str]:
         more, less = (listed(f"`{arm}`" for arm in AT_BUDGET if signs[arm] == sign) for sign in (1, -1))
         yield (
             f"Of the {words(len(signs))} arms at the budget, one by one and on the mean of the transfers, more "
-            f"accurate than `{against}` beyond noise: {more}; less accurate: {less}."
+            f"accurate than `{against}` beyond noise: {more}; less accurate: {less}. Their mean by transfer (○: within "
+            f"noise): {listed(_beside(each, against) for each in scored)} points."
         )
     for claim in CLAIMS[:6]:
         found = mean_effect(scored, claim.arms, claim.others)
         word = {1: "held", -1: "the other way round", 0: "within noise"}[found.sign]
-        yield f"{claim.sentence}: {word}, {difference_cell(found).removesuffix(' ○')} points."
+        yield (
+            f"{claim.sentence}: {word}, {difference_cell(found).removesuffix(' ○')} points, "
+            f"{over_images_cell(found)} over the test images."
+        )
+
+
+def _beside(found: Comparison, against: str) -> str:
+    return f"{found.content['title']} {difference_cell(effect(found, AT_BUDGET, [against]))}"
 
 
 def _time_range(times: Mapping[str, Mapping[str, Share]]) -> tuple[float, float]:
@@ -304,27 +312,33 @@ def _coarse_line(comparisons: Sequence[Comparison]) -> str:
     apart = f"{rates[1] / rates[0]:.0f} times apart" if len(rates) > 1 else "alone"
     (high, lost), (low, beaten) = counts[True], counts[False]
     return (
-        f"{words(len(rates)).capitalize()} rates, {apart}, are few: an arm whose best rate lies between two of them "
+        f"{words(len(rates)).capitalize()} rates, {apart}: an arm whose best rate lies between two of them "
         "takes one that is slow or one that breaks down in some draws. Of the runs at the highest rate "
         f"{lost} of {high} are less accurate than the new head alone with the same seed, of the others "
         f"{beaten} of {low}."
     )
 
 
-def _limits(comparisons: Sequence[Comparison]) -> Iterator[str]:
-    yield "## How far this goes"
-    from claims import CLAIMS
-
-    seeds = min(len(found.seeds) for found in comparisons)
-    compared = len(CLAIMS) * (len(comparisons) + 1)
+def _steps(comparisons: Sequence[Comparison]) -> str:
+    """Of a training: a number, or the least and the most."""
     steps = [
         run["epochs"] * -(-run["images"]["train"] // found.content["train"]["batch_size"])
         for found in comparisons
         for run in found.content["runs"]
     ]
+    return " to ".join(map(str, sorted({min(steps), max(steps)})))
+
+
+def _limits(comparisons: Sequence[Comparison], *, earlier: str) -> Iterator[str]:
+    yield "## How far this goes"
+    from claims import CLAIMS
+
+    seeds = min(len(found.seeds) for found in comparisons)
+    compared = len(CLAIMS) * (len(comparisons) + 1)
     lines = [
-        f"{words(seeds).capitalize()} seeds: the intervals over the draws are wide, and *found* says what they could "
-        "have missed. The claims were written down before the runs, with the groups of arms that they compare.",
+        f"{words(seeds).capitalize()} seeds: *found* says what the intervals over the draws could have missed. They "
+        "hold nothing of the choice of a rate, which another draw may make otherwise. The claims were written down "
+        "before the runs, with the groups of arms that they compare.",
         f"About {compared} differences are looked at at the 5 % level: {0.05 * compared:.0f} would be beyond noise by "
         "chance alone.",
         _edges_line(comparisons),
@@ -337,8 +351,9 @@ def _limits(comparisons: Sequence[Comparison]) -> Iterator[str]:
         "nineteen layers of ResNet-20, in most of the bottleneck network.",
         "The residual adapters, 1x1 convolutions over all channels, are not on the map: one layer of 64 channels "
         "alone would be twice the budget. [Every method at its defaults](methods.md) has them, untuned.",
-        f"Networks are small and training is short, {min(steps)} to {max(steps)} steps; larger networks, more images "
-        "or longer training may change the order.",
+        f"Networks are small and training is short, {_steps(comparisons)} steps; larger networks, more images or "
+        "longer training may change the order.",
         "Not measured: ResNet-50, augmentation, live norms, memory, time to an equal accuracy.",
+        *([earlier] if earlier else []),
     ]
     yield "\n".join(f"- {line}" for line in lines)
