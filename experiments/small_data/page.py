@@ -14,7 +14,7 @@ from common.comparison import Comparison, Setting
 from common.text import listed, points, table, words
 from common.wording import difference_cell, relation, sentence
 from figure import draw_all
-from plan import BUDGETS
+from plan import BUDGETS, EARLIER
 
 NAME = "small_data"
 
@@ -35,7 +35,7 @@ def write_page(results: Path, docs: Path) -> None:
         f"![Test accuracy against training images a class]({NAME}/accuracy.png)",
         "Means over the seeds with their 95 % intervals; arms stand side by side so that these can be told apart.",
         *(block for summary in summaries for block in _transfer(summary, drawn)),
-        *_limits(summaries),
+        *_limits(summaries, earlier=EARLIER.get(content["budget"], "")),
         _reproduce(content["budget"], summaries),
     ]
     (docs / f"{NAME}.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
@@ -139,7 +139,7 @@ def _transfer(summary: Comparison, drawn: Sequence[str]) -> Iterator[str]:
         )
 
 
-def _limits(summaries: Sequence[Comparison]) -> Iterator[str]:
+def _limits(summaries: Sequence[Comparison], *, earlier: str) -> Iterator[str]:
     yield "## How far this goes"
     compared = sum((len(summary.arms) - 1) * len(summary.settings) for summary in summaries)
     lines = [
@@ -156,6 +156,7 @@ def _limits(summaries: Sequence[Comparison]) -> Iterator[str]:
         "a longer one may change the order.",
         "Ranks and other options were not tuned. Not measured: augmentation, other networks, larger images, larger "
         "validation splits, other ways to regularise full fine-tuning, time and memory.",
+        *([earlier] if earlier else []),
     ]
     yield "\n".join(f"- {line}" for line in lines)
 
