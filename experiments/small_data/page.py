@@ -61,6 +61,8 @@ def _short(summary: Comparison) -> Iterator[str]:
         )
         each = f"one by one, {listed(better)} beat it" if better else "none of them beats it by itself"
         each += f", and it beats {listed(worse)}" if worse else ""
+        if (WHOLE, size) in {(arm, setting) for arm, setting, _ in summary.at_edge()}:
+            each += f". The rate of `{WHOLE}` is at an end of what was tried here, so another may undo this"
         yield (
             f"{summary.content['title']}, {size} images a class: the adapters together are {relation(found)} full "
             f"fine-tuning ({difference_cell(found).removesuffix(' ○')} points); {each}."
