@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from convpeft import bare
 from forking import Server
 
 
@@ -71,3 +72,10 @@ def test_reader_that_goes_away_is_no_error(words):
 )
 def test_wrong_usage_names_the_help_to_read(call, words, line):
     assert call(*words).failed(2) == f"{line}\n"
+
+
+def test_wrong_usage_of_patch_names_the_help_to_read_on_a_device_too(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["convpeft", "patch", "base.onnx"])
+    with pytest.raises(SystemExit, match="2"):
+        bare.main()
+    assert capsys.readouterr().err.endswith("RUN, --out. See `convpeft patch --help`.\n")
