@@ -10,10 +10,10 @@ from typing import Any
 
 from arms import ABOUT, AT_BUDGET, HEAD, LESS_CONV1, LESS_CONV2, PARALLEL, SERIAL, WHOLE
 from claims import claim_blocks, stride_blocks
-from common.blocks import unfinished_lines
+from common.blocks import earlier_lines, edges_told, steps_told, unfinished_lines
 from common.comparison import Comparison
-from common.text import NOTHING, be, listed, table, words
-from common.wording import accuracy_cell, difference_cell, over_images_cell
+from common.text import NOTHING, listed, table, words
+from common.wording import accuracy_cell, difference, difference_cell, over_images_cell
 from effects import effect, mean_effect
 from figure import draw_all
 from made import made_block
@@ -49,7 +49,7 @@ def write_page(folder: Path, docs: Path) -> None:
         *_decathlon(scored, scores, drawn),
         *stride_blocks(every),
         *_time(every, times, beside["cost"]),
-        *_limits(list(every.values()), earlier=EARLIER.get(content["budget"], "")),
+        *_limits(list(every.values()), content["budget"]),
         made_block(content["budget"], every),
     ]
     (docs / f"{NAME}.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
@@ -95,7 +95,7 @@ def _head(
     if edges:
         lines.append(
             f"{edges} of {cells} learning rates lie at an end of what was tried, and training is short, "
-            f"{_steps(scored)} steps: another range or a longer training may change what lies close together."
+            f"{steps_told(scored)} steps: another range or a longer training may change what lies close together."
         )
     if times:
         low, high = _time_range(times)
@@ -121,10 +121,7 @@ def _short(scored: Sequence[Comparison]) -> Iterator[str]:
     for claim in CLAIMS[:6]:
         found = mean_effect(scored, claim.arms, claim.others)
         word = {1: "held", -1: "the other way round", 0: "within noise"}[found.sign]
-        yield (
-            f"{claim.sentence}: {word}, {difference_cell(found).removesuffix(' ○')} points, "
-            f"{over_images_cell(found)} over the test images."
-        )
+        yield f"{claim.sentence}: {word}, {difference(found)} points, {over_images_cell(found)} over the test images."
 
 
 def _beside(found: Comparison, against: str) -> str:
@@ -288,11 +285,10 @@ def _share_cells(share: Share) -> tuple[str, str]:
 
 def _edges_line(comparisons: Sequence[Comparison]) -> str:
     edges = [(found.content["title"], len(found.at_edge())) for found in comparisons]
-    cells, at_edge = sum(len(found.cells()) for found in comparisons), sum(count for _, count in edges)
+    told = edges_told(sum(count for _, count in edges), sum(len(found.cells()) for found in comparisons))
     return (
-        f"{at_edge} of {cells} chosen learning rates {be(at_edge)} the lowest or the highest that was tried "
-        f"({listed(f'{count} on {title}' for title, count in edges)}); the table of accuracies has them all. A wider "
-        "or finer range might do better there."
+        f"{told} ({listed(f'{count} on {title}' for title, count in edges)}); the table of accuracies has them all. A "
+        "wider or finer range might do better there."
     )
 
 
@@ -319,17 +315,7 @@ def _coarse_line(comparisons: Sequence[Comparison]) -> str:
     )
 
 
-def _steps(comparisons: Sequence[Comparison]) -> str:
-    """Of a training: a number, or the least and the most."""
-    steps = [
-        run["epochs"] * -(-run["images"]["train"] // found.content["train"]["batch_size"])
-        for found in comparisons
-        for run in found.content["runs"]
-    ]
-    return " to ".join(map(str, sorted({min(steps), max(steps)})))
-
-
-def _limits(comparisons: Sequence[Comparison], *, earlier: str) -> Iterator[str]:
+def _limits(comparisons: Sequence[Comparison], budget: str) -> Iterator[str]:
     yield "## How far this goes"
     from claims import CLAIMS
 
@@ -351,9 +337,9 @@ def _limits(comparisons: Sequence[Comparison], *, earlier: str) -> Iterator[str]
         "nineteen layers of ResNet-20, in most of the bottleneck network.",
         "The residual adapters, 1x1 convolutions over all channels, are not on the map: one layer of 64 channels "
         "alone would be twice the budget. [Every method at its defaults](methods.md) has them, untuned.",
-        f"Networks are small and training is short, {_steps(comparisons)} steps; larger networks, more images or "
+        f"Networks are small and training is short, {steps_told(comparisons)} steps; larger networks, more images or "
         "longer training may change the order.",
         "Not measured: ResNet-50, augmentation, live norms, memory, time to an equal accuracy.",
-        *([earlier] if earlier else []),
+        *earlier_lines(EARLIER, budget),
     ]
     yield "\n".join(f"- {line}" for line in lines)

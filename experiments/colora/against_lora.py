@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from arms import COLORA, LORA, LORA_ALL, forms_of
 from common.comparison import Comparison, Setting
 from common.text import NOTHING, listed, points, table
-from common.wording import detectable_cell, difference_cell, over_images_cell
+from common.wording import detectable_cell, difference, difference_cell, over_images_cell
 from measures import TIE, auc_difference, outcome, varies_less
 from stability import Ratio
 
@@ -56,7 +56,7 @@ def in_short(comparisons: Sequence[Comparison]) -> Iterator[str]:
     for found in comparisons:
         for setting in found.settings:
             gap = found.contrast([COLORA], [LORA], setting)
-            where = f"{found.content['title']}, {setting} ({difference_cell(gap).removesuffix(' ○')} points)"
+            where = f"{found.content['title']}, {setting} ({difference(gap)} points)"
             told.setdefault(outcome(gap), []).append(where)
     words = {
         "wins": "CoLoRA wins against a k x k LoRA of its layers on",

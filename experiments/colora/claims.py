@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from arms import AFTER, BESIDE, BIASES, COLORA, DEPTHWISE, DEPTHWISE_MERGED, HEAD, MERGED, WHOLE
 from common.comparison import Comparison, Setting
 from common.text import NOTHING, points, table
-from common.wording import detectable_cell, difference_cell, over_images_cell, relation, verdict
+from common.wording import detectable_cell, difference, difference_cell, over_images_cell, relation, verdict
 from measures import auc_difference, epoch_ratio, varies_less
 from published import UNTESTED
 from stability import Ratio
@@ -131,4 +131,4 @@ def _place(row: Row) -> int:
 def short_verdict(found: Comparison, other: str, setting: Setting) -> str:
     """One clause on CoLoRA against another arm."""
     gap = found.contrast([COLORA], [other], setting)
-    return f"{relation(gap)} `{other}` ({difference_cell(gap).removesuffix(' ○')} points)"
+    return f"{relation(gap)} `{other}` ({difference(gap)} points)"

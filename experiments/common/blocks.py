@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +55,42 @@ def unfinished_lines(comparisons: Sequence[Comparison]) -> list[str]:
     ]
 
 
+def edges_told(edges: int, cells: int) -> str:
+    """How many of the chosen rates lie at an end of what was tried."""
+    return f"{edges} of {cells} chosen learning rates {be(edges)} the lowest or the highest that was tried"
+
+
 def edges_line(comparisons: Sequence[Comparison], *, setting: str = "{}") -> str:
-    """How many of the chosen rates lie at an end of what was tried; `setting` words one, as "{} a class"."""
+    """The same, and which; `setting` words one, as "{} a class"."""
     edges = [(found, *edge) for found in comparisons for edge in found.at_edge()]
     named = [
         f"`{arm}` at {setting.format(each)} on {found.content['title']} ({rate:.2g})"
         for found, arm, each, rate in edges
     ]
-    cells = sum(len(found.cells()) for found in comparisons)
-    told = f"{len(edges)} of {cells} chosen learning rates {be(len(edges))} the lowest or the highest that was tried"
+    told = edges_told(len(edges), sum(len(found.cells()) for found in comparisons))
     return told + (f": {listed(named)}. A wider range might do better there." if edges else ".")
+
+
+def steps_told(comparisons: Sequence[Comparison]) -> str:
+    """How many steps a training has: a number, or the least and the most."""
+    steps = set[int]().union(*(found.steps for found in comparisons))
+    return " to ".join(map(str, sorted({min(steps), max(steps)})))
+
+
+def earlier_lines(become: Mapping[str, str], budget: str) -> list[str]:
+    """What to say of a run whose figures were known when the one of this page was set up.
+
+    Args:
+        become: What is to be added, by budget: what it was like, and what has become of its verdicts.
+        budget: Of the page. One that is not there had no such run.
+    """
+    if budget not in become:
+        return []
+    return [
+        "A run came before this one, of fewer steps and with three rates an arm; too many of those chosen lay at an "
+        "end of the range. Steps, trials and rates were changed for that, its figures being known (they are in the "
+        f"history of the results file); arms, claims and images are as they were. {become[budget]}"
+    ]
 
 
 def provenance_block(name: str, budget: str, comparisons: Sequence[Comparison], *, detectable: str) -> str:

@@ -68,6 +68,12 @@ class Comparison:
         return self.content["runs"][0]["images"]["test"]
 
     @property
+    def steps(self) -> set[int]:
+        """How many a training has."""
+        batch = self.content["train"]["batch_size"]
+        return {run["epochs"] * -(-run["images"]["train"] // batch) for run in self.content["runs"]}
+
+    @property
     def used(self) -> int:
         """How many runs the figures rest on."""
         return len(self.arms) * len(self.settings) * len(self.seeds)

@@ -17,12 +17,17 @@ def accuracy_cell(cell: Cell) -> str:
     return f"{format_percent(cell.mean)} ± {100 * (cell.deviation or 0):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def difference_cell(found: Contrast) -> str:
-    """The difference with its interval over the draws, marked where it is within noise."""
+def difference(found: Contrast) -> str:
+    """The difference with its interval over the draws."""
     seeds = found.seeds
     if seeds.low is None or seeds.high is None:
-        return f"{points(seeds.mean)} ○"
-    return f"{points(seeds.mean)} [{points(seeds.low)}, {points(seeds.high)}]{'' if found.sign else ' ○'}"
+        return points(seeds.mean)
+    return f"{points(seeds.mean)} [{points(seeds.low)}, {points(seeds.high)}]"
+
+
+def difference_cell(found: Contrast) -> str:
+    """The same, marked where it is within noise."""
+    return difference(found) + ("" if found.sign else " ○")
 
 
 def over_images_cell(found: Contrast) -> str:

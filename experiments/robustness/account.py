@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from claims import claims
-from common.blocks import unfinished_lines
-from common.text import be, listed, words
+from common.blocks import earlier_lines, edges_told, steps_told, unfinished_lines
+from common.text import listed, words
+from plan import EARLIER
 from summary import MCA_19, WHOLE, Summary
 
 from convpeft.data.corruptions.names import SEVERITIES
@@ -91,8 +92,8 @@ def _corrupted_lines(told: Mapping[str, Any] | None) -> Iterator[str]:
     )
 
 
-def limit_blocks(summaries: Sequence[Summary], *, earlier: str) -> Iterator[str]:
-    """What the paper did otherwise, and what cannot be concluded; `earlier` tells of a run before, if there was one."""
+def limit_blocks(summaries: Sequence[Summary], budget: str) -> Iterator[str]:
+    """What the paper did otherwise, and what cannot be concluded."""
     yield "## What the paper did otherwise"
     yield "\n".join(f"- {line}" for line in _OTHERWISE)
     yield "## How far this goes"
@@ -103,7 +104,7 @@ def limit_blocks(summaries: Sequence[Summary], *, earlier: str) -> Iterator[str]
         "Not measured: training on the test corruptions themselves, AugMix's consistency loss, longer training, larger "
         "networks, the published files. `--budget full` does the last three where the files are given: CIFAR-10 and "
         "CIFAR-100 from ResNet-34, 50 and 101, and Icons-50.",
-        *([earlier] if earlier else []),
+        *earlier_lines(EARLIER, budget),
     ]
     yield "\n".join(f"- {line}" for line in lines)
 
@@ -117,9 +118,9 @@ def _limits_of(summary: Summary) -> Iterator[str]:
     edges = summary.at_edge()
     listed_edges = f": {listed(f'`{arm}` ({rate:.2g})' for arm, _, rate in edges)}" if edges else ""
     yield (
-        f"{len(edges)} of {len(summary.arms)} chosen learning rates {be(len(edges))} the lowest or the highest that "
-        f"was tried{listed_edges}. Each was chosen by single runs on {run['images']['val']:,} validation images; the "
-        "intervals hold nothing of that choice, which another draw may make otherwise."
+        f"{edges_told(len(edges), len(summary.arms))}{listed_edges}. Each was chosen by single runs on "
+        f"{run['images']['val']:,} validation images; the intervals hold nothing of that choice, which another draw "
+        "may make otherwise."
     )
     wide, _ = summary.matched("setting", "rk", "r")
     if wide:
@@ -130,15 +131,9 @@ def _limits_of(summary: Summary) -> Iterator[str]:
             "clamped to the largest that they take."
         )
     yield (
-        f"Training is {steps_of(summary)} steps long, to suit one core; the paper's is some 117,000. A longer one may "
-        "change the order of the arms."
+        f"Training is {steps_told([summary])} steps long, to suit one core; the paper's is some 117,000. A longer one "
+        "may change the order of the arms."
     )
-
-
-def steps_of(summary: Summary) -> int:
-    """Of a run."""
-    run = summary.first(WHOLE)
-    return run["epochs"] * -(-run["images"]["train"] // summary.content["train"]["batch_size"])
 
 
 def reproduce_block(budget: str, summaries: Sequence[Summary]) -> str:

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from account import done_lines, limit_blocks, reproduce_block, steps_of
+from account import done_lines, limit_blocks, reproduce_block
 from claims import BEYOND, claim_blocks
+from common.blocks import steps_told
 from common.text import be, listed, points, table, words
-from common.wording import detectable_cell, difference_cell, over_images_cell
+from common.wording import detectable_cell, difference, difference_cell, over_images_cell
 from figure import draw_all
-from plan import BUDGETS, EARLIER
+from plan import BUDGETS
 from summary import CLEAN, HEAD, MCA_19, NORMS, SCRATCH, WHOLE, Summary
 
 from convpeft.reporting import format_count, format_percent
@@ -31,7 +32,7 @@ def write_page(results: Path, docs: Path) -> None:
     blocks = [
         *_head(summaries, lacking),
         *(block for summary in summaries for block in _task(summary, docs, tasks=list(content["tasks"]))),
-        *limit_blocks(summaries, earlier=EARLIER.get(content["budget"], "")),
+        *limit_blocks(summaries, content["budget"]),
         reproduce_block(content["budget"], summaries),
     ]
     (docs / f"{NAME}.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
@@ -72,7 +73,7 @@ def _short(summary: Summary) -> Iterator[str]:
     told = [f"`{arm}` by {_measure(measure)} ({levels[measure]})" for measure, arm in best.items()]
     run, edges = summary.first(WHOLE), len(summary.at_edge())
     yield (
-        f"All this holds for a short training, {steps_of(summary)} steps on {run['images']['train']:,} images, in "
+        f"All this holds for a short training, {steps_told([summary])} steps on {run['images']['train']:,} images, in "
         f"which the highest of {len(summary.arms)} arms is {listed(told)}. Arms that change the whole network may need "
         f"more of it than a new head does; and {edges} of the learning rates chosen {be(edges)} the lowest or the "
         "highest that was tried. No verdict here is one on LoRA-C trained to its end."
@@ -98,7 +99,7 @@ def _beside_others(summary: Summary, ours: str, measure: str) -> str:
 def _compared(summary: Summary, arms: Sequence[str], others: Sequence[str], measure: str) -> str:
     found = summary.contrast(arms, others, measure)
     word = {1: "better", 0: "within noise", -1: "worse"}[found.sign]
-    return f"{measure} {word} ({difference_cell(found).removesuffix(' ○')} points)"
+    return f"{measure} {word} ({difference(found)} points)"
 
 
 def _settings_line(summary: Summary, measures: Sequence[str]) -> str:

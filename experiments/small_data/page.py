@@ -9,10 +9,19 @@ from pathlib import Path
 
 from arms import FROZEN, WHOLE, adapters_of
 from claims import claim_blocks
-from common.blocks import accuracy_table, data_line, difference_row, edges_line, provenance_block, unfinished_lines
+from common.blocks import (
+    accuracy_table,
+    data_line,
+    difference_row,
+    earlier_lines,
+    edges_line,
+    provenance_block,
+    steps_told,
+    unfinished_lines,
+)
 from common.comparison import Comparison, Setting
 from common.text import listed, points, table, words
-from common.wording import difference_cell, relation, sentence
+from common.wording import difference, relation, sentence
 from figure import draw_all
 from plan import BUDGETS, EARLIER
 
@@ -35,7 +44,7 @@ def write_page(results: Path, docs: Path) -> None:
         f"![Test accuracy against training images a class]({NAME}/accuracy.png)",
         "Means over the seeds with their 95 % intervals; arms stand side by side so that these can be told apart.",
         *(block for summary in summaries for block in _transfer(summary, drawn)),
-        *_limits(summaries, earlier=EARLIER.get(content["budget"], "")),
+        *_limits(summaries, content["budget"]),
         _reproduce(content["budget"], summaries),
     ]
     (docs / f"{NAME}.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
@@ -54,6 +63,7 @@ def _head(summaries: Sequence[Comparison], lacking: Sequence[str]) -> Iterator[s
 
 
 def _short(summary: Comparison) -> Iterator[str]:
+    at_edge = {setting for arm, setting, _ in summary.at_edge() if arm == WHOLE}
     for size in summary.settings:
         found = summary.contrast(adapters_of(summary), [WHOLE], size)
         better, worse = (
@@ -61,11 +71,11 @@ def _short(summary: Comparison) -> Iterator[str]:
         )
         each = f"one by one, {listed(better)} beat it" if better else "none of them beats it by itself"
         each += f", and it beats {listed(worse)}" if worse else ""
-        if (WHOLE, size) in {(arm, setting) for arm, setting, _ in summary.at_edge()}:
+        if size in at_edge:
             each += f". The rate of `{WHOLE}` is at an end of what was tried here, so another may undo this"
         yield (
             f"{summary.content['title']}, {size} images a class: the adapters together are {relation(found)} full "
-            f"fine-tuning ({difference_cell(found).removesuffix(' ○')} points); {each}."
+            f"fine-tuning ({difference(found)} points); {each}."
         )
 
 
@@ -141,7 +151,7 @@ def _transfer(summary: Comparison, drawn: Sequence[str]) -> Iterator[str]:
         )
 
 
-def _limits(summaries: Sequence[Comparison], *, earlier: str) -> Iterator[str]:
+def _limits(summaries: Sequence[Comparison], budget: str) -> Iterator[str]:
     yield "## How far this goes"
     compared = sum((len(summary.arms) - 1) * len(summary.settings) for summary in summaries)
     lines = [
@@ -154,21 +164,12 @@ def _limits(summaries: Sequence[Comparison], *, earlier: str) -> Iterator[str]:
         "not hold it.",
         "One test split each: the interval over the test images says what other images of the same kind might give, "
         "not other hospitals.",
-        f"Training is short, {min(_steps(summaries))} to {max(_steps(summaries))} steps, to suit two cores; "
-        "a longer one may change the order.",
+        f"Training is short, {steps_told(summaries)} steps, to suit two cores; a longer one may change the order.",
         "Ranks and other options were not tuned. Not measured: augmentation, other networks, larger images, larger "
         "validation splits, other ways to regularise full fine-tuning, time and memory.",
-        *([earlier] if earlier else []),
+        *earlier_lines(EARLIER, budget),
     ]
     yield "\n".join(f"- {line}" for line in lines)
-
-
-def _steps(summaries: Sequence[Comparison]) -> list[int]:
-    return [
-        run["epochs"] * -(-run["images"]["train"] // summary.content["train"]["batch_size"])
-        for summary in summaries
-        for run in summary.content["runs"]
-    ]
 
 
 def _validations(summaries: Sequence[Comparison]) -> list[int]:

@@ -244,6 +244,18 @@ def test_page_marks_claims_by_what_the_figures_say(tmp_path: Path):
     assert verdict(lost, "T_PEFT << T_FFT") == "not measured yet; `run.py cost` does"
 
 
+def test_page_tells_the_mean_of_the_arms_by_transfer_the_steps_and_the_run_before(tmp_path: Path, own: SimpleNamespace):
+    tasks = {name: task(name) for name in NAMES}
+    page = page_of(tmp_path, tasks)
+    for name, against in itertools.product(NAMES, ("full", "probe")):
+        gaps = 100 * (right(tasks[name], *own.arms.AT_BUDGET) - right(tasks[name], against)).mean(axis=1)
+        low, high = stats.t.interval(0.95, len(SEEDS) - 1, loc=gaps.mean(), scale=stats.sem(gaps))
+        told = f"Made up {name} {gaps.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+        assert (told in page) == (name != "letters-v1")  # which is no part of the mean
+    assert "training is short, 21 steps" in page
+    assert page.count("A run came before this one") == 1
+
+
 def test_page_is_the_same_bytes_twice_and_shows_its_plots(tmp_path: Path):
     tasks = {name: task(name) for name in NAMES}
     pages = [page_of(tmp_path / side, tasks, cost(0.7)) for side in "ab"]

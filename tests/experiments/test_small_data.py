@@ -230,6 +230,19 @@ def test_page_tells_means_rates_at_the_edge_sizes_and_provenance(tmp_path: Path)
     assert all(f"(small_data/{plot}.png)" in page for plot in plots)
 
 
+def test_page_says_where_the_rate_of_full_fine_tuning_lies_at_an_end(tmp_path: Path):
+    content = task()
+    assert "The rate of `full` is at an end" not in page_of(content, tmp_path)
+    for row in content["runs"]:
+        if (row["arm"], row["setting"]) == ("full", 5):
+            row["lr"] = RATES[0]
+    page = page_of(content, tmp_path)
+    (told,) = (line for line in page.splitlines() if "The rate of `full` is at an end" in line)
+    assert told.startswith("- Made up, 5 images a class: ")
+    assert "Training is short, 3 to 30 steps" in page
+    assert "A run came before this one" not in page  # none did, in this budget
+
+
 def test_results_of_another_budget_are_refused(tmp_path: Path):
     (tmp_path / "results.json").write_text(json.dumps({"budget": "medium", "tasks": {}}))
     result = run("run", "--budget", "small", "--results", tmp_path / "results.json", "--work", tmp_path / "work")
