@@ -42,6 +42,16 @@ def test_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert isinstance(names["plain"], nn.Module) and names["plain"](torch.rand(2, 1, 28, 28)).shape == (2, 26)
 
 
+RESULTS = re.findall(r"^\| [^|]+ \| ([^|]+) \| \[[^\]]+\]\((docs/results/[^)]+)\) \|$", README, flags=re.MULTILINE)
+FIGURE = re.compile(r"(?<![\w.,-])\d+(?:[.,]\d+)*(?![\w-])")
+
+
+@pytest.mark.parametrize(("found", "page"), RESULTS, ids=[page for _, page in RESULTS])
+def test_readme_figures_of_results_are_on_the_pages_they_come_from(found: str, page: str):
+    told = set(FIGURE.findall((REPOSITORY / page).read_text(encoding="utf-8")))
+    assert set(FIGURE.findall(found)) <= told
+
+
 @pytest.mark.parametrize("command", sorted({words[0] for words in commands(README)}))
 def test_readme_options_exist(command: str):
     used = {word for words in commands(README) if words[0] == command for word in words if word.startswith("--")}
